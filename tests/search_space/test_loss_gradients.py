@@ -1,0 +1,121 @@
+"""Exact losses have the true gradient, detached ones exactly the other one that they state, in float64.
+
+Shapes: N batch, C classes, D embedding. Embeddings and class weights are raw, so normalisation is differentiated too.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_space import LossSpec, build, catalog, target_logit
+from search_space.spec import CombinedTarget, ConstantMargin, ConstantScale
+
+N, C, D = 5, 4, 3
+SCALE = 16.0
+
+EXACT = {
+    "softmax": catalog.softmax(),
+    "sphereface": catalog.sphereface(gradient="exact"),
+    "sphereface m=4": catalog.sphereface(m=4, gradient="exact"),
+    "cosface": catalog.cosface(),
+    "arcface": catalog.arcface(),
+    "arcface, monotone": catalog.combined(m2_rad=0.5, m3=0),
+    "combined": catalog.combined(),
+    "combined, past 3π": catalog.combined(m1=3, m2_rad=math.pi / 2, m3=1, scale=8),
+    "modulating": catalog.modulating(),
+    "adacos_fixed": catalog.adacos_fixed(),
+    "adacos_dynamic": catalog.adacos_dynamic(),
+    "p2sgrad": catalog.p2sgrad(),
+    "p2sgrad × 30": catalog.p2sgrad(weight=30),
+}
+
+DETACHED = {
+    "sphereface": catalog.sphereface(scale=SCALE),
+    "arcface": catalog.arcface(scale=SCALE, gradient="detached"),
+    "combined": catalog.combined(scale=SCALE, gradient="detached"),
+    "no guard": LossSpec(
+        target=CombinedTarget(guard="none"),
+        margin=ConstantMargin(m1=1.5, m2_rad=0.5, m3=0.1),
+        scale=ConstantScale(value=SCALE),
+        gradient="detached",
+    ),
+}
+
+
+def raw_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, class weights and labels; target angles spread over [.2, 2.9] radians, away from the edges."""
+    generator = torch.Generator().manual_seed(seed)
+    w_CD = torch.randn(C, D, dtype=torch.float64, generator=generator)
+    label_N = torch.randint(C, (N,), generator=generator)
+    axis_ND = F.normalize(w_CD[label_N])
+    side_ND = torch.randn(N, D, dtype=torch.float64, generator=generator)
+    side_ND = F.normalize(side_ND - (side_ND * axis_ND).sum(1, keepdim=True) * axis_ND)
+    theta_N1 = torch.linspace(0.2, 2.9, N, dtype=torch.float64)[:, None]
+    length_N1 = torch.rand(N, 1, dtype=torch.float64, generator=generator) * 3 + 0.5
+    x_ND = length_N1 * (theta_N1.cos() * axis_ND + theta_N1.sin() * side_ND)
+    return x_ND.requires_grad_(), w_CD.requires_grad_(), label_N
+
+
+def gradcheck(spec: LossSpec, seed: int) -> bool:
+    """Whether autograd's gradient is that of finite differences (AdaCos dynamic in eval: its scale held)."""
+    loss = build(spec, num_classes=C).eval()
+    x_ND, w_CD, label_N = raw_batch(seed)
+    return torch.autograd.gradcheck(
+        lambda x_ND, w_CD: loss(x_ND, w_CD, label_N),
+        (x_ND, w_CD),
+        eps=1e-7,
+        atol=1e-5,
+        rtol=1e-5,
+        raise_exception=False,
+    )
+
+
+def test_the_exact_points_cover_the_catalog() -> None:
+    assert set(catalog.NAMES) <= set(EXACT)
+    assert all(spec.gradient == "exact" for spec in EXACT.values())
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradcheck_of_exact_losses_through_normalisation(name: str, seed: int) -> None:
+    assert gradcheck(EXACT[name], seed)
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_detached_losses_push_each_cosine_by_its_modified_probability(name: str) -> None:
+    x_ND, w_CD, label_N = raw_batch(2)
+    loss_N = build(DETACHED[name], num_classes=C)(x_ND, w_CD, label_N)
+    grads = torch.autograd.grad(loss_N.sum(), (x_ND, w_CD))
+
+    cos_NC = F.normalize(x_ND) @ F.normalize(w_CD).T
+    one_hot_NC = F.one_hot(label_N, C)
+    p_m_N1 = (-loss_N.detach()).exp()[:, None]
+    shares_NC = (SCALE * cos_NC.detach()).masked_fill(one_hot_NC.bool(), -torch.inf).softmax(1)
+    push_NC = SCALE * (1 - p_m_N1) * (shares_NC - one_hot_NC)
+    expected = torch.autograd.grad((push_NC * cos_NC).sum(), (x_ND, w_CD))
+    for grad, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_detached_gradients_are_not_the_true_ones(name: str) -> None:
+    assert not gradcheck(DETACHED[name], seed=2)
+
+
+@pytest.mark.parametrize("name", ["arcface", "combined", "sphereface"])
+def test_the_drawn_target_logit_has_the_gradient_of_its_mode(name: str) -> None:
+    cos_N = torch.linspace(-0.95, 0.95, 20, dtype=torch.float64, requires_grad=True)
+    exact, detached = (catalog.get(name, scale=SCALE, gradient=mode) for mode in ("exact", "detached"))
+    assert torch.autograd.gradcheck(lambda cos_N: target_logit(exact, cos_N, num_classes=C), (cos_N,))
+    drawn_N = target_logit(detached, cos_N, num_classes=C)
+    torch.testing.assert_close(drawn_N, target_logit(exact, cos_N, num_classes=C), rtol=1e-12, atol=1e-12)
+    (grad_N,) = torch.autograd.grad(drawn_N.sum(), cos_N)
+    torch.testing.assert_close(grad_N, torch.full_like(grad_N, SCALE), rtol=0, atol=0)
+
+
+def test_p2sgrad_has_no_target_logit_to_draw() -> None:
+    with pytest.raises(ValueError, match="objective 'p2sgrad' has no scale and so no logits"):
+        target_logit(catalog.p2sgrad(), torch.zeros(1), num_classes=C)
