@@ -1,0 +1,58 @@
+"""How a proxy model is trained and scored: everything but the loss, the data, the seed and the hardware."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from search_space.frozen import FrozenModel, Real
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+"""The false accept rates at which the true accept rate is always reported."""
+
+RewardMetric = Literal[
+    "tar_at_far_1e-1",
+    "tar_at_far_1e-2",
+    "tar_at_far_1e-3",
+    "tar_at_far_1e-4",
+    "one_minus_eer",
+    "auc",
+    "rank1",
+]
+
+
+class Augmentation(FrozenModel):
+    """Random changes of each training image, drawn anew each epoch. Zero or False switches one off."""
+
+    flip: bool = False
+    rotate_degrees: Annotated[Real, Field(ge=0, le=180)] = 10.0
+    scale: Annotated[Real, Field(ge=0, le=0.5)] = 0.1
+    """Size factor drawn from [1 − scale, 1 + scale]."""
+    shift: Annotated[Real, Field(ge=0, le=0.5)] = 0.08
+    """Translation as a share of the image's side."""
+
+
+class Recipe(FrozenModel):
+    """How a proxy model is trained (SGD with momentum under a one-cycle learning rate) and what its reward is.
+
+    `horizon_epochs` fixes the learning-rate schedule for the whole search, so that stopping after some epochs and
+    continuing later is the same as not stopping.
+    """
+
+    network: Literal["conv4", "resnet"] = "conv4"
+    width: Annotated[int, Field(ge=4, le=512)] = 32
+    embedding_dim: Annotated[int, Field(ge=2, le=4096)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = 128
+    learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
+    horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
+    augmentation: Augmentation = Augmentation()
+    reward: RewardMetric = "tar_at_far_1e-3"
+
+
+class Numerics(FrozenModel):
+    """How the arithmetic is done: probed once a search, stored in the journal, used by every worker and by resume."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
