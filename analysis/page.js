@@ -1,0 +1,54 @@
+"use strict";
+// An embedded page may be sandboxed without downloads or anchors: leave out what would do nothing there.
+const framed = window.self !== window.top;
+if (framed) document.body.classList.add("framed");
+const A4_CONTENT_PIXELS = 700;
+const plots = [...document.querySelectorAll(".plot")];
+const config = {
+  responsive: true,
+  displaylogo: false,
+  showSendToCloud: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", ...(framed ? ["toImage"] : [])],
+};
+
+for (const plot of plots) {
+  const { data, layout } = JSON.parse(document.getElementById(plot.dataset.source).textContent);
+  Plotly.newPlot(plot, data, layout, config);
+}
+
+window.addEventListener("beforeprint", () => {
+  for (const plot of plots) Plotly.relayout(plot, { width: A4_CONTENT_PIXELS });
+});
+window.addEventListener("afterprint", () => {
+  for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
+});
+
+// `data-v` holds a number's full value; a cell without one sorts by its text, an empty one last.
+function keyOf(row, column) {
+  const cell = row.cells[column];
+  return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+}
+
+function compare(a, b) {
+  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+  return typeof a === "number" ? a - b : a.localeCompare(b);
+}
+
+function sortBy(table, heading) {
+  const descending = heading.getAttribute("aria-sort") === "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const body = table.tBodies[0];
+  const rows = [...body.rows].sort((a, b) => compare(keyOf(a, heading.cellIndex), keyOf(b, heading.cellIndex)));
+  body.append(...(descending ? rows.reverse() : rows));
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  for (const heading of table.tHead.rows[0].cells) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    button.addEventListener("click", () => sortBy(table, heading));
+    heading.append(button);
+  }
+}

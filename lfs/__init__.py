@@ -1,0 +1,1 @@
+"""The search: controllers, journal, executors, command line."""

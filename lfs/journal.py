@@ -1,0 +1,205 @@
+"""The journal: one JSON line an event, append-only, the only state of a search.
+
+Everything else (controller, MLflow pages, tables, reports) is a view of it: a search is resumed by replaying it. Each
+line is flushed and fsynced before the search goes on. A torn last line, left by a crash in mid-write, is dropped; a
+torn line in the middle means damage and is an error that names the line.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from lfs.errors import UserError
+from lfs.trial import Trial
+from search_space.frozen import FrozenModel
+from search_space.spec import LossSpec
+from trainers.outcome import Outcome
+
+SCHEMA = 1
+FILE_NAME = "journal.jsonl"
+
+
+class JournalError(UserError):
+    """The journal cannot be used as it is; the message says why and what to do."""
+
+
+class _Event(FrozenModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    time: float = Field(default_factory=time.time)
+    """Seconds since the epoch; the only clock that MLflow and the report use."""
+
+
+class Started(_Event):
+    """The first event: everything that a resume must find unchanged, and what a reader needs to repeat the search."""
+
+    event: Literal["started"] = "started"
+    schema_version: int = SCHEMA
+    search_id: str
+    config: Mapping[str, JsonValue]
+    data: Mapping[str, JsonValue]
+    """Name, digest, classes and images of each part of the data."""
+    versions: Mapping[str, str]
+    numerics: Mapping[str, JsonValue]
+
+
+class Asked(_Event):
+    """The controller was asked for `count` trials and returned `trials` (a non-empty ask); `summary` is its state."""
+
+    event: Literal["asked"] = "asked"
+    count: int
+    trials: tuple[Trial, ...]
+    summary: Mapping[str, float] = {}
+
+
+class Retried(_Event):
+    """An attempt at a trial was lost and is made again."""
+
+    event: Literal["retried"] = "retried"
+    trial: int
+    attempt: int
+    reason: str
+
+
+class Rejected(_Event):
+    """A candidate was refused before training."""
+
+    event: Literal["rejected"] = "rejected"
+    trial: int
+    reason: str
+
+
+class Rebuilt(_Event):
+    """A missing checkpoint was made again by re-running its trial; `same` says whether the outcome was reproduced."""
+
+    event: Literal["rebuilt"] = "rebuilt"
+    trial: int
+    same: bool
+
+
+class Told(_Event):
+    """The outcome of a trial. The first one counts."""
+
+    event: Literal["told"] = "told"
+    trial: int
+    outcome: Outcome
+
+
+class Resumed(_Event):
+    """A later process took the search up again."""
+
+    event: Literal["resumed"] = "resumed"
+    versions: Mapping[str, str]
+
+
+class Finished(_Event):
+    """The search is over.
+
+    `winner` is the number of the chosen trial, None when every one failed; `summary` the controller's last state;
+    `constant` the one constant loss that it recommends, if it learns one.
+    """
+
+    event: Literal["finished"] = "finished"
+    winner: int | None
+    summary: Mapping[str, float] = {}
+    constant: LossSpec | None = None
+
+
+Event = Annotated[
+    Started | Asked | Retried | Rejected | Rebuilt | Told | Resumed | Finished, Field(discriminator="event")
+]
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def _parse(line: bytes, where: str) -> Event:
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "line"
+        raise JournalError(f"{where} is damaged: {field}: {first['msg']}") from None
+
+
+def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
+    """The lines that end in a newline, and how many bytes they take."""
+    end = data.rfind(b"\n") + 1
+    return data[:end].splitlines(), end
+
+
+def read_events(path: Path, *, offset: int = 0) -> tuple[list[Event], int]:
+    """The complete events from byte `offset` on, and the offset behind them. A torn last line is left out.
+
+    Raises `JournalError` for a missing file or a line that is not an event.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        raise JournalError(f"no journal at {path}; give the folder of a search run") from None
+    lines, length = _complete_lines(data)
+    first = 1
+    return [_parse(line, f"{path} line {first + index}") for index, line in enumerate(lines)], offset + length
+
+
+class Journal:
+    """The journal of one run folder, held under a lock for as long as this object is open.
+
+    Opening drops a torn last line from the file. Raises `JournalError` when another search holds the folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / FILE_NAME
+        self._lock = FileLock(run_dir / "journal.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalError(f"another search is using {run_dir}; wait for it or choose another --run") from None
+        try:
+            self._events, length = read_events(self.path) if self.path.exists() else ([], 0)
+            self._file: io.BufferedWriter = self.path.open("ab")
+            self._file.truncate(length)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def append(self, event: Event) -> None:
+        """Write one event and return once it is on disk."""
+        self._file.write(_EVENT.dump_json(event) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._events.append(event)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(tuple(self._events))
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def close(self) -> None:
+        """Release the folder, and leave nothing in it if nothing was written."""
+        self._file.close()
+        if not self._events:
+            self.path.unlink()
+        self._lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def comparable(event: Event) -> dict[str, Any]:
+    """An event without what two identical searches may differ in: times and seconds."""
+    content: dict[str, Any] = json.loads(_EVENT.dump_json(event))
+    del content["time"]
+    if isinstance(event, Told):
+        del content["outcome"]["seconds"]
+    return content

@@ -1,0 +1,38 @@
+"""`Trial`: one question that a controller asks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from search_space.schedule import LossSchedule
+
+Role = Literal["search", "baseline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """Train `schedule` up to absolute epoch `epochs`, from the checkpoint of trial `parent` or from scratch.
+
+    Siblings of a round share a seed; a trial that continues another keeps its parent's. `role` tells the search's own
+    trials from the baselines that run beside it; a baseline has a `name`. `recipe` holds the recipe fields in which
+    this trial differs from the run's recipe (P2SGrad's own regime, say).
+    """
+
+    number: int
+    schedule: LossSchedule
+    seed: int
+    epochs: int
+    parent: int | None = None
+    round: int | None = None
+    role: Role = "search"
+    name: str = ""
+    recipe: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.number < 0 or self.epochs < 1 or self.seed < 0:
+            raise ValueError(
+                f"number >= 0, epochs >= 1 and seed >= 0 must hold, but got number={self.number}, "
+                f"epochs={self.epochs}, seed={self.seed}"
+            )
+        if self.parent is not None and not 0 <= self.parent < self.number:
+            raise ValueError(f"a parent comes before its trial, but got parent={self.parent}, number={self.number}")

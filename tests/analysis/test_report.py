@@ -1,0 +1,183 @@
+import json
+import re
+import tomllib
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import write_report
+from analysis.figures import MAX_MARKS, plotly_js
+from analysis.report import report_html
+from analysis.reproduce import as_toml
+from lfs.journal import FILE_NAME, Event, JournalError
+from tests.analysis.journals import BASELINES, search_journal, started, write_journal
+
+SECTIONS = (
+    *("verdict", "health", "history", "controller", "leaderboard"),
+    *("curves", "loss", "compute", "trials", "reproduce"),
+)
+WHOLE = search_journal()
+
+
+def page_of(events: list[Event]) -> str:
+    """The report without plotly's own source."""
+    return report_html(events, journal_digest="f" * 64).replace(plotly_js(), "")
+
+
+def plot_of(page: str, key: str) -> dict[str, Any]:
+    found = re.search(rf'<script type="application/json" id="{key}-data">(.*?)</script>', page, re.S)
+    assert found, f"no figure {key}"
+    plot: dict[str, Any] = json.loads(found[1])
+    return plot
+
+
+def words_of(page: str) -> str:
+    visible = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
+    return unescape(re.sub(r"<[^>]+>", " ", visible))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 9, 10, 17, 31, len(WHOLE) - 1, len(WHOLE)])
+def test_a_journal_cut_anywhere_has_every_section(cut: int) -> None:
+    page = page_of(WHOLE[:cut])
+    assert tuple(re.findall(r'<section id="(\w+)"', page)) == SECTIONS
+    assert ("not finished" in page) == (0 < cut < len(WHOLE))
+
+
+def test_a_search_in_which_every_trial_failed_says_so() -> None:
+    words = words_of(page_of(search_journal(all_fail=True)))
+    assert "so there is no winner" in words
+    assert "the loss is not finite at batch #" in words
+
+
+def test_the_verdict_states_what_it_does_not_show() -> None:
+    words = words_of(page_of(WHOLE))
+    assert "above the best baseline, arcface" in words
+    assert "the test is sealed" in words
+    assert "nothing here shows that one loss is significantly better than another" in words
+    assert "Shrinkage: from the reward half to the choice half" in words
+    assert "Compute is not equal: the search saw 424,000 training images" in words
+    assert "Collapsed, so its scores say little: p2sgrad" in words
+    assert "best of 35: optimistic" in words
+
+
+def test_a_winner_below_a_baseline_is_said_to_be_below() -> None:
+    words = words_of(page_of(search_journal(level=0.4)))
+    assert "below the best baseline" in words
+    assert "above the best baseline" not in words
+
+
+def test_names_from_the_journal_stay_text() -> None:
+    attack = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
+    page = page_of(search_journal(error=attack))
+    assert "alert" in page
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "&lt;img" in json.dumps(plot_of(page, "history"))
+
+
+def test_the_page_forbids_requests_and_uses_no_webgl() -> None:
+    page = page_of(WHOLE)
+    assert "default-src 'none'" in page
+    assert "unsafe-eval" not in page
+    assert "showSendToCloud: false" in page
+    traces = [trace for key in re.findall(r'id="([\w-]+)-data"', page) for trace in plot_of(page, key)["data"]]
+    assert {trace["type"] for trace in traces} == {"bar", "scatter"}
+
+
+def test_every_figure_has_a_label_with_numbers_a_table_and_axis_titles() -> None:
+    page = page_of(WHOLE)
+    labels = re.findall(r'role="img" aria-label="([^"]*)"', page)
+    keys = re.findall(r'id="([\w-]+)-data"', page)
+    assert len(labels) == len(keys) == page.count("<summary>Data of this figure</summary>") == 8
+    assert all(re.search(r"\d", label) for label in labels)
+    for key in keys:
+        layout = plot_of(page, key)["layout"]
+        titles = [axis["title"]["text"] for name, axis in layout.items() if name.startswith("xaxis")]
+        assert titles
+        assert all(titles)
+
+
+def test_thousands_of_trials_stay_light_and_the_counts_are_stated() -> None:
+    events = search_journal(rounds=25, copies=100)
+    page = page_of(events)
+    history = plot_of(page, "history")["data"]
+    drawn = sum(len(trace["x"]) for trace in history if trace["mode"] == "markers")
+    assert drawn <= MAX_MARKS + 2
+    assert "Drawn: 200 of 2,499 scored and 1 of 1 failed search trials" in words_of(page)
+    assert "2,507 trials" in words_of(page)
+    assert len(page) < 1_500_000
+    names = " ".join(trace["name"] for trace in history)
+    assert all(name in names for name in ("winner: trial", "best so far", "failed", *BASELINES.keys() - {"p2sgrad"}))
+
+
+def test_the_controller_is_drawn_by_round() -> None:
+    band, tried, mu = plot_of(page_of(WHOLE), "controller")["data"]
+    assert mu["x"] == [0, 1, 2, 3, 4, 5, 6]
+    assert mu["y"] == [4.0, 4.25, 4.5, 4.75, 5.0, 5.25, 5.5]
+    assert band["y"][0] == 6.0
+    assert len(tried["x"]) == 36
+
+
+def test_the_loss_is_drawn_beside_the_recommended_constant_and_the_known_ones() -> None:
+    names = [trace["name"] for trace in plot_of(page_of(WHOLE), "loss")["data"]]
+    beginnings = (
+        "winner: modulating",
+        "Recommended constant: modulating u=5.5",
+        "softmax",
+        "CosFace",
+        "ArcFace",
+        "AdaCos",
+    )
+    for beginning in beginnings:
+        assert sum(name.startswith(beginning) for name in names) == 2, f"{beginning}: a logit and a gradient"
+    assert "Recommended constant" in words_of(page_of(WHOLE))
+
+
+def test_the_page_repeats_config_digest_and_versions() -> None:
+    page = page_of(WHOLE)
+    assert "f" * 64 in page
+    assert "horizon_epochs = 6" in page
+    assert "2.13.0" in page
+
+
+def test_the_config_survives_the_way_to_toml_and_back() -> None:
+    config = {
+        "seed": 3,
+        "name": 'quo"te\n',
+        "rate": 1e-5,
+        "flags": [True, False],
+        "bounds": {"m1": [1.0, 1.5], "inner": {"k e y": "ü"}},
+        "nothing": {},
+        "list": [{"a": 1, "deep": {"c": []}}, {"b": "x"}],
+    }
+    assert tomllib.loads(as_toml({**config, "absent": None})) == config
+
+
+def test_the_report_lies_in_the_run_folder_and_replaces_the_last_one(tmp_path: Path) -> None:
+    run_dir = write_journal(tmp_path / "run", WHOLE[:20])
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    unfinished = path.read_text(encoding="utf-8")
+    for line in sorted(set(run_dir.iterdir())):
+        if line.name != path.name:
+            line.unlink()
+    write_report(write_journal(run_dir, WHOLE))
+    assert "not finished" in unfinished
+    assert "not finished" not in path.read_text(encoding="utf-8")
+    assert not list(run_dir.glob(".report*"))
+
+
+def test_a_damaged_journal_leaves_the_last_report_alone(tmp_path: Path) -> None:
+    run_dir = write_journal(tmp_path / "run", [started()])
+    before = write_report(run_dir).read_bytes()
+    (run_dir / FILE_NAME).write_text("{}\n")
+    with pytest.raises(JournalError, match="line 1 is damaged"):
+        write_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
+
+
+def test_a_folder_without_a_journal_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="give the folder of a search run"):
+        write_report(tmp_path)
