@@ -121,9 +121,11 @@ def _parse(line: bytes, where: str) -> Event:
     try:
         return _EVENT.validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "line"
-        raise JournalError(f"{where} is damaged: {field}: {first['msg']}") from None
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        what = f"{field} is not what an event holds there" if field else "it is no event of a search"
+        raise JournalError(
+            f"{where} is damaged: {what}; restore the line, or give the folder of a search run"
+        ) from None
 
 
 def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
@@ -141,7 +143,7 @@ def read_events(path: Path, *, offset: int = 0) -> tuple[list[Event], int]:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise JournalError(f"no journal at {path}; give the folder of a search run") from None
     lines, length = _complete_lines(data)
     first = 1

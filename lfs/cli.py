@@ -1,0 +1,296 @@
+"""The command line, and the one place where all parts meet."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lfs.errors import UserError
+
+if TYPE_CHECKING:
+    from lfs.journal import Event
+    from lfs.launch import Plan
+    from lfs.tracker import Tracker
+
+app = typer.Typer(
+    help="Search for the margin-softmax loss that suits your data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, markup=False)
+err = Console(highlight=False, markup=False, stderr=True)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a search run.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one config value.")]
+
+DEFAULT_WORKSPACE = Path("lossearch")
+INTERRUPTED = 130
+STOPPED = 1
+TRACKER_SECONDS = 60.0
+"""How long the end of a search waits for MLflow; `lossearch sync` writes the rest."""
+
+
+class _InterruptedError(KeyboardInterrupt):
+    """SIGINT or SIGTERM."""
+
+
+@app.command()
+def search(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.TOML]", help="The config; all defaults without.")
+    ] = None,
+    overrides: Set = None,
+    data: Annotated[Path | None, typer.Option(help="A folder or zip of images/<class>/<file>.")] = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder; default lossearch/runs/<time>-<data>.")] = None,
+) -> None:
+    """Search for a loss, train the baselines beside it, write the report."""
+    from lfs.config import load_config
+    from lfs.launch import plan_new
+
+    settings = load_config(config, overrides or [], data_path=data)
+    run_dir = _run_folder(run, "glyphs" if settings.data.path is None else settings.data.path.stem)
+    with out.status("reading the data"):
+        planned = plan_new(settings, run_dir)
+    _run(planned)
+
+
+@app.command()
+def resume(run: Run, overrides: Set = None) -> None:
+    """Go on with an interrupted search; --set takes executor.* and tracking.*."""
+    from lfs.journal import FILE_NAME, Finished, read_events
+    from lfs.launch import plan_resume
+
+    run_dir = run.absolute()
+    with out.status("reading the data"):
+        planned = plan_resume(run_dir, overrides or [])
+    events, _ = read_events(run_dir / FILE_NAME)
+    if isinstance(events[-1], Finished):
+        out.print("this search is finished: nothing is left to train")
+        _conclude(run_dir)
+    else:
+        _run(planned)
+
+
+def _run(planned: "Plan") -> None:
+    from lfs.launch import run, workspace_of
+    from lfs.progress import Progress
+    from lfs.search import SearchStoppedError
+    from lfs.tracker import Tracker
+    from lfs.tracker_uri import resolve_uri
+
+    run_dir, tracking = planned.run_dir, planned.config.tracking
+    uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
+    out.print(f"run: {run_dir}", soft_wrap=True)
+    with _signals(), _tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
+        try:
+            with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:
+
+                def on_event(event: "Event") -> None:
+                    start_tracking()
+                    progress.on_event(event)
+
+                run(planned, on_event=on_event)
+            _conclude(run_dir)
+        except _InterruptedError:
+            out.print(f"interrupted; go on with: lossearch resume {run_dir}", soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except SearchStoppedError as error:
+            err.print(f"lossearch: {error}", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `_InterruptedError` once; what follows is ignored while the search is put away."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise _InterruptedError
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _tracked(tracker: "Tracker | None") -> Iterator[Callable[[], None]]:
+    """Yields what starts the tracker: not before the journal is ours and has an event."""
+    started = False
+
+    def start() -> None:
+        nonlocal started
+        if tracker is not None and not started:
+            tracker.start()
+            started = True
+
+    try:
+        yield start
+    finally:
+        if tracker is not None and started and (unwritten := tracker.stop(TRACKER_SECONDS)):
+            err.print(unwritten, soft_wrap=True)
+
+
+def _conclude(run_dir: Path) -> None:
+    """The table of winner and baselines, then the report's path."""
+    from analysis.report import write_report
+    from analysis.tables import leaderboard
+    from lfs.journal import FILE_NAME, read_events
+
+    events, _ = read_events(run_dir / FILE_NAME)
+    columns = ("", "reward half", "choice half", "images", "images in all")
+    table = Table(*columns, title="validation scores of one seed, best on the choice half first", title_justify="left")
+    notes = []
+    for row in leaderboard(events).to_dict("records"):
+        name, scores = str(row["entrant"]), [_number(row["reward"]), _number(row["choice"])]
+        table.add_row(name, *scores, f"{row['lineage_images']:,}", f"{row['total_images']:,}")
+        remarks = [row["error"], row["collapse"], row["loss"] if name == "winner" else None]
+        notes += [f"{name}: {remark}" for remark in remarks if isinstance(remark, str)]
+    out.print(table)
+    out.print(*notes, f"report: {write_report(run_dir)}", sep="\n", soft_wrap=True)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and value == value else "–"
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html of a run, finished or not, and print its path."""
+    from analysis.report import write_report
+    from lfs.launch import read_started
+
+    read_started(run)
+    out.print(str(write_report(run.absolute())), soft_wrap=True)
+
+
+@app.command()
+def sync(
+    run: Run, uri: Annotated[str | None, typer.Option(help="Where to; default as in the run's config.")] = None
+) -> None:
+    """Write to MLflow what it lacks of a run; twice is the same as once."""
+    from lfs.tracker import sync as write_missing
+
+    result = write_missing(run.absolute(), _tracking_uri(run.absolute(), uri))
+    out.print(f"MLflow has {result.runs} runs of {run}; {result.runs_written} of them were written now", soft_wrap=True)
+
+
+@app.command()
+def dashboard(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder; default: all runs.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
+) -> None:
+    """Start the MLflow page on 127.0.0.1 and print the addresses; Ctrl-C ends it."""
+    from lfs.launch import runs_of
+    from lfs.tracker_page import serve
+    from lfs.tracker_uri import resolve_uri
+
+    if run is None:
+        runs = runs_of(DEFAULT_WORKSPACE.absolute())
+        uri = resolve_uri(None, DEFAULT_WORKSPACE.absolute())
+    else:
+        runs, uri = [run.absolute()], _tracking_uri(run.absolute(), None)
+    with _signals(), contextlib.suppress(_InterruptedError):
+        with out.status("starting the MLflow page"):
+            page = serve(uri, port=port)
+        with page:
+            out.print(f"MLflow: {page.base}", soft_wrap=True)
+            for each in runs:
+                _print_addresses(each, uri, page.base)
+            page.wait()
+
+
+def _print_addresses(run: Path, uri: str, base: str) -> None:
+    """The pages of a run, or why there are none."""
+    from lfs.tracker import addresses
+
+    try:
+        found = addresses(run, uri, base)
+    except UserError as error:
+        out.print(f"{run.name}\n  {error}", soft_wrap=True)
+    else:
+        out.print(f"{run.name}\n  all trials: {found.runs}\n  the search: {found.search}", soft_wrap=True)
+
+
+def _tracking_uri(run_dir: Path, uri: str | None) -> str:
+    from lfs.launch import read_started, workspace_of
+    from lfs.tracker_uri import resolve_uri
+
+    tracking = read_started(run_dir).config["tracking"]
+    configured = tracking.get("uri") if isinstance(tracking, dict) else None
+    return resolve_uri(uri or (str(configured) if configured else None), workspace_of(run_dir))
+
+
+@app.command()
+def losses() -> None:
+    """The catalog: every named loss with its formula, defaults and source."""
+    from search_space import catalog
+
+    table = Table("name", "formula", "defaults", "source")
+    for name, entry in catalog.ENTRIES.items():
+        defaults = ", ".join(f"{parameter}={value}" for parameter, value in entry.defaults().items())
+        table.add_row(name, entry.formula, defaults or "none", entry.source)
+    out.print(table)
+
+
+EXAMPLE = """\
+import json, pathlib
+from search_space import LossSchedule, MarginHead
+schedule = LossSchedule.model_validate(json.loads(pathlib.Path("{path}").read_text())["schedule"])
+head = MarginHead(schedule.at(0), num_classes=..., dim=...)  # its parameters go to your optimiser
+head.use(schedule.at(epoch))  # at the start of each epoch
+head(embeddings, labels).backward()"""
+
+
+@app.command()
+def export(
+    run: Run, output: Annotated[Path | None, typer.Option(help="Default: winner.json in the run folder.")] = None
+) -> None:
+    """Write the winner's schedule and the constant loss at the final mean as JSON, and show how to use them."""
+    from lfs.journal import FILE_NAME, read_events
+    from lfs.winner import take_home
+
+    events, _ = read_events(run / FILE_NAME)
+    content = json.dumps(take_home(events), indent=2)
+    path = output or run / "winner.json"
+    try:
+        path.write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    out.print(f"written: {path}\n", soft_wrap=True)
+    out.print(EXAMPLE.format(path=path), soft_wrap=True)
+
+
+def _run_folder(run: Path | None, data_name: str) -> Path:
+    """A bare name is a run of the default workspace."""
+    if run is None:
+        return (DEFAULT_WORKSPACE / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{data_name}").absolute()
+    return (run if len(run.parts) > 1 or run.exists() else DEFAULT_WORKSPACE / "runs" / run).absolute()
+
+
+def main() -> None:
+    """The console script: one sentence and exit code 2 for what the user can mend."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"lossearch: {error}", soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"lossearch: {error.filename} cannot be read or written: {error.strerror}", soft_wrap=True)
+        sys.exit(2)

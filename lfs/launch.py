@@ -1,0 +1,305 @@
+"""From a config to a running search: loads the data, checks everything, then writes, then trains."""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfs.checkpoints import CheckpointStore
+from lfs.config import (
+    ConfigError,
+    FixedListConfig,
+    NamedLoss,
+    RandomConfig,
+    ReinforceConfig,
+    RunConfig,
+    overridden,
+)
+from lfs.controller import Controller, WithBaselines
+from lfs.executor import Executor, SerialExecutor
+from lfs.fixed_list import FixedList, NamedSchedule
+from lfs.journal import (
+    FILE_NAME,
+    SCHEMA,
+    Event,
+    Finished,
+    Journal,
+    JournalError,
+    Resumed,
+    Started,
+    read_events,
+)
+from lfs.rounds import Proposer, RandomRounds, Reinforce, RoundSearch
+from lfs.runner import TrainingRunner, default_device
+from lfs.search import search
+from lfs.sources import versions
+from lfs.trial import Role
+from lfs.winner import best_at_horizon
+from search_space.schedule import LossSchedule
+from trainers.data import load_task
+from trainers.image_folder import DataError
+from trainers.numerics import probe
+from trainers.presets import recipe_defaults
+from trainers.recipe import Numerics, Recipe
+from trainers.task import Task
+
+OnEvent = Callable[[Event], None]
+
+
+def workspace_of(run_dir: Path) -> Path:
+    """The folder that holds `mlflow.db`, `runs/` and the image cache; a run outside `runs/` is its own."""
+    return run_dir.parent.parent if run_dir.parent.name == "runs" else run_dir
+
+
+def runs_of(workspace: Path) -> list[Path]:
+    """The runs of a workspace, latest first. Raises `ConfigError` when there are none."""
+    runs = [journal.parent for journal in (workspace / "runs").glob(f"*/{FILE_NAME}")]
+    if not runs:
+        raise ConfigError(
+            f"there are no runs in {workspace / 'runs'}; start one with 'lossearch search', or name a RUN"
+        )
+    return sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)
+
+
+def resolved_recipe(config: RunConfig, task: Task) -> Recipe:
+    """The preset of the data with the config's fields on top."""
+    defaults = recipe_defaults(task.kind, embedded=config.data.path is None)
+    return Recipe.model_validate(_laid_over(defaults, config.recipe))
+
+
+def _laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    """`above` where it says something, else `below`; tables inside are merged likewise."""
+    merged = {**below, **above}
+    for key, value in above.items():
+        inner = below.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _laid_over(inner, value)
+    return merged
+
+
+def make_controller(config: RunConfig, recipe: Recipe) -> Controller:
+    """The searching controller with the baselines beside it."""
+    baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
+    return WithBaselines(_make_search(config, recipe), baselines)
+
+
+def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Role) -> FixedList:
+    items = [
+        NamedSchedule(
+            name=loss.title,
+            schedule=LossSchedule.constant(loss.spec()),
+            epochs=Recipe.model_validate({**recipe.model_dump(), **loss.recipe}).horizon_epochs,
+            recipe=loss.recipe,
+        )
+        for loss in losses
+    ]
+    return FixedList(items, seed=seed, role=role)
+
+
+def _make_search(config: RunConfig, recipe: Recipe) -> Controller:
+    search_config = config.search
+    if isinstance(search_config, FixedListConfig):
+        return _fixed_list(search_config.losses, recipe, config.seed, "search")
+    if not search_config.warmup_epochs < recipe.horizon_epochs:
+        raise ConfigError(
+            f"search.warmup_epochs must be below recipe.horizon_epochs = {recipe.horizon_epochs}, "
+            f"but got {search_config.warmup_epochs}"
+        )
+    return RoundSearch(
+        config.space,
+        _proposer(search_config, len(config.space.domains), recipe),
+        batch=search_config.batch,
+        warmup_epochs=search_config.warmup_epochs,
+        warmup_unit=search_config.warmup_unit,
+        horizon_epochs=recipe.horizon_epochs,
+        seed=config.seed,
+    )
+
+
+def _proposer(search_config: ReinforceConfig | RandomConfig, parameters: int, recipe: Recipe) -> Proposer:
+    if isinstance(search_config, RandomConfig):
+        return RandomRounds(parameters=parameters)
+    return Reinforce(
+        parameters=parameters,
+        rounds=recipe.horizon_epochs - search_config.warmup_epochs,
+        start=search_config.warmup_unit,
+        sigma_start=search_config.sigma_start,
+        sigma_end=search_config.sigma_end,
+    )
+
+
+def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
+    """How many epochs a search trains over all its trials, for the time left."""
+    baselines = len(config.all_baselines()) * recipe.horizon_epochs
+    if isinstance(config.search, FixedListConfig):
+        return baselines + len(config.search.losses) * recipe.horizon_epochs
+    return baselines + config.search.batch * recipe.horizon_epochs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is known of a search before its first trial. `started` is set for a search that is resumed."""
+
+    run_dir: Path
+    config: RunConfig
+    task: Task
+    recipe: Recipe
+    epochs: int
+    """Planned, over all trials."""
+    started: Started | None = None
+
+
+def plan_new(config: RunConfig, run_dir: Path) -> Plan:
+    """Load the data and check that the parts fit. Writes nothing but the image cache.
+
+    Raises `ConfigError` or `trainers.image_folder.DataError`.
+    """
+    if (run_dir / FILE_NAME).exists():
+        raise ConfigError(
+            f"the run folder {run_dir} already holds a search; continue it with 'lossearch resume {run_dir}' "
+            "or choose another --run"
+        )
+    return _plan(config, run_dir, None)
+
+
+def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of the search that `run_dir` holds. Only `executor` and `tracking` may be overridden.
+
+    Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
+    """
+    started = read_started(run_dir)
+    for override in overrides:
+        if not override.startswith(("executor.", "tracking.")):
+            raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
+    planned = _plan(overridden(started.config, overrides), run_dir, started)
+    if planned.task.digest != started.data["digest"]:
+        raise JournalError(
+            f"the data has changed since the search began: its digest was {started.data['digest']} and is "
+            f"{planned.task.digest}; put the old data back or start a new search"
+        )
+    return planned
+
+
+def read_started(run_dir: Path) -> Started:
+    """The first event of a run. Raises `JournalError` when there is none or it is of another schema."""
+    path = run_dir / FILE_NAME
+    events, _ = read_events(path)
+    if not events or not isinstance(events[0], Started):
+        raise JournalError(f"{path} does not begin with a 'started' event: it is no journal of a search")
+    if events[0].schema_version != SCHEMA:
+        raise JournalError(
+            f"{path} has schema {events[0].schema_version}, and this version reads schema {SCHEMA}; "
+            f"use lossearch {events[0].versions.get('lossearch', 'of that time')}"
+        )
+    return events[0]
+
+
+def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
+    try:
+        task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache")
+    except DataError as error:
+        raise ConfigError(f"data: {error}") from None
+    recipe = resolved_recipe(config, task)
+    make_controller(config, recipe)
+    epochs = planned_epochs(config, recipe)
+    return Plan(run_dir=run_dir, config=config, task=task, recipe=recipe, epochs=epochs, started=started)
+
+
+def run(planned: Plan, *, on_event: OnEvent) -> Finished:
+    """Run a planned search to its end; `on_event` sees every event, those of earlier sessions first.
+
+    Raises `JournalError` when another search holds the folder, `ClusterError` when Ray cannot be had,
+    `SearchStoppedError` when the search cannot go on.
+    """
+    with _journal(planned.run_dir) as journal, contextlib.chdir(planned.run_dir):
+        for event in journal:
+            on_event(event)
+            if isinstance(event, Finished):
+                return event
+        with _executor(planned) as (executor, numerics):
+            opening = _opening(planned, numerics)
+            journal.append(opening)
+            on_event(opening)
+            return search(
+                make_controller(planned.config, planned.recipe),
+                executor,
+                journal,
+                CheckpointStore(planned.run_dir / "checkpoints"),
+                choose=best_at_horizon(planned.recipe),
+                on_event=on_event,
+            )
+
+
+def _opening(planned: Plan, numerics: Numerics) -> Started | Resumed:
+    if planned.started is not None:
+        return Resumed(versions=versions())
+    return Started(
+        search_id=secrets.token_hex(6),
+        config={**planned.config.model_dump(mode="json"), "recipe": planned.recipe.model_dump(mode="json")},
+        data=dict(planned.task.describe()),
+        versions=versions(),
+        numerics=numerics.model_dump(),
+    )
+
+
+@contextmanager
+def _journal(run_dir: Path) -> Iterator[Journal]:
+    """The journal of a folder, which is left as it was when nothing was written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        journal = Journal(run_dir)
+    except OSError as error:
+        raise ConfigError(f"the run folder {run_dir} cannot be written: {error.strerror}") from None
+    with journal:
+        yield journal
+
+
+@contextmanager
+def _executor(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
+    """The configured executor, and the numerics of the journal or of a fresh probe."""
+    known = _known_numerics(planned)
+    if planned.config.executor.kind == "ray":
+        with _ray_executor(planned, known) as on_ray:
+            yield on_ray
+        return
+    numerics = known or _probe_here(planned)
+    yield SerialExecutor(TrainingRunner(planned.task, planned.recipe, numerics)), numerics
+
+
+def _known_numerics(planned: Plan) -> Numerics | None:
+    """Those of the journal or of a config that leaves nothing to probe."""
+    if planned.started is not None:
+        return Numerics.model_validate(planned.started.numerics)
+    told = planned.config.numerics
+    if told.dtype is None or told.channels_last is None:
+        return None
+    return Numerics(dtype=told.dtype, channels_last=told.channels_last, threads=planned.config.executor.threads)
+
+
+@contextmanager
+def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Executor, Numerics]]:
+    from lfs import ray_executor  # Ray takes seconds to import
+
+    config, task, recipe = planned.config.executor, planned.task, planned.recipe
+    with ray_executor.connected(config.address, cpus=(config.workers or 1) * config.threads) as have:
+        gpus_each = config.gpus_per_worker if config.gpus_per_worker is not None else float(have.gpus >= 1)
+        numerics = known or ray_executor.call_on_worker(_probe_here, planned, cpus=config.threads, gpus=gpus_each)
+        executor = ray_executor.RayExecutor(
+            TrainingRunner(task, recipe, numerics),
+            workers=config.workers or max(1, ray_executor.room(cpus=config.threads, gpus=gpus_each)),
+            cpus_per_worker=config.threads,
+            gpus_per_worker=gpus_each,
+            trial_timeout_seconds=config.trial_timeout_seconds,
+        )
+        try:
+            yield executor, numerics
+        finally:
+            executor.close()
+
+
+def _probe_here(planned: Plan) -> Numerics:
+    """The fastest arithmetic on this machine, but for what the config says."""
+    probed = probe(planned.task, planned.recipe, device=default_device(), threads=planned.config.executor.threads)
+    return probed.model_copy(update=planned.config.numerics.model_dump(exclude_none=True))

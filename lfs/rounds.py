@@ -1,0 +1,224 @@
+"""Searches in rounds with broadcast of the best: Search-Softmax (`Reinforce`) and Random-Softmax (`RandomRounds`).
+
+Wang et al., ICML 2020, Algorithm 1, as corrected in each class. A round trains B copies of the same weights for one
+epoch under B losses; the best copy's weights and optimiser state start every copy of the next round. A warm-up comes
+first: B copies of one loss under B seeds, the best of which starts round 1; the spread of their rewards is the noise.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import count as count_from
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lfs.controller import finite_rewards
+from lfs.trial import Trial
+from search_space.schedule import LossSchedule
+from search_space.spaces import Space
+from search_space.spec import LossSpec
+from trainers.outcome import Outcome
+
+Units = npt.NDArray[np.float64]
+"""Places in the unit cube of a space's domains. Shapes: B copies, K parameters."""
+
+NOISE_FLOOR = 1e-3
+"""The least spread of rewards that is taken for signal, whatever the warm-up showed."""
+
+
+class Proposer(Protocol):
+    """How a search in rounds draws its candidates and what it learns from their rewards."""
+
+    def propose(self, rng: np.random.Generator, batch: int) -> Units:
+        """`batch` places (B×K) to try; those outside the unit cube are clipped into it before use."""
+
+    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
+        """Take in the rewards of the last proposal, in its order."""
+
+    def summary(self, space: Space) -> Mapping[str, float]:
+        """Its state in natural units."""
+
+    def constant(self, space: Space) -> LossSpec | None:
+        """The constant loss that it recommends, if it learns one."""
+
+
+def decode(space: Space, unit_K: Units) -> LossSpec:
+    """The loss at a place of the unit cube, clipped into it."""
+    inside = np.clip(unit_K, 0.0, 1.0)
+    return space.decode(
+        {name: domain.from_unit(float(u)) for (name, domain), u in zip(space.domains.items(), inside, strict=True)}
+    )
+
+
+class RoundSearch:
+    """Rounds of `batch` one-epoch trials up to `horizon_epochs`, each from the best of the last round."""
+
+    def __init__(
+        self,
+        space: Space,
+        proposer: Proposer,
+        *,
+        batch: int,
+        warmup_epochs: int,
+        warmup_unit: float,
+        horizon_epochs: int,
+        seed: int,
+    ) -> None:
+        if not 1 <= warmup_epochs < horizon_epochs:
+            raise ValueError(
+                f"search.warmup_epochs must lie in [1, recipe.horizon_epochs), but got {warmup_epochs} "
+                f"with horizon_epochs={horizon_epochs}"
+            )
+        self._space = space
+        self._proposer = proposer
+        self._batch = batch
+        self._warmup_epochs = warmup_epochs
+        self._horizon_epochs = horizon_epochs
+        self._seed = seed
+        self._numbers = count_from()
+        self._round = 0
+        self._noise = NOISE_FLOOR
+        self._worst: float | None = None
+        self._parent: Trial | None = None
+        self._waiting = self._warmup(decode(space, np.full(len(space.domains), warmup_unit)))
+        self._asked: list[Trial] = []
+        self._outcomes: dict[int, Outcome] = {}
+
+    def _warmup(self, spec: LossSpec) -> list[Trial]:
+        schedule = LossSchedule.constant(spec)
+        return [
+            Trial(
+                number=next(self._numbers),
+                schedule=schedule,
+                seed=self._seed * self._batch + copy,
+                epochs=self._warmup_epochs,
+                round=0,
+            )
+            for copy in range(self._batch)
+        ]
+
+    def _next_round(self, parent: Trial) -> list[Trial]:
+        rng = np.random.default_rng([self._seed, self._round])
+        return [
+            Trial(
+                number=next(self._numbers),
+                schedule=parent.schedule.then(parent.epochs, decode(self._space, unit_K)),
+                seed=parent.seed,
+                epochs=parent.epochs + 1,
+                parent=parent.number,
+                round=self._round,
+            )
+            for unit_K in self._proposer.propose(rng, self._batch)
+        ]
+
+    def ask(self, count: int) -> Sequence[Trial]:
+        """The rest of the round, up to `count`; nothing while the round is out."""
+        asked, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._asked += asked
+        return asked
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Note the outcome; with the last one of a round, learn and make the next round."""
+        self._outcomes[trial.number] = outcome
+        if self._waiting or len(self._outcomes) < len(self._asked):
+            return
+        self._finish_round()
+
+    def _finish_round(self) -> None:
+        trials = sorted(self._asked, key=lambda trial: trial.number)
+        outcomes = [self._outcomes[trial.number] for trial in trials]
+        rewards_B = np.array(finite_rewards(outcomes, worst=self._worst))
+        self._worst = float(rewards_B.min()) if self._worst is None else min(self._worst, float(rewards_B.min()))
+        alive = [index for index, outcome in enumerate(outcomes) if outcome.error is None]
+        if self._round == 0:
+            self._noise = max(NOISE_FLOOR, float(rewards_B[alive].std(ddof=1)) if len(alive) > 1 else 0.0)
+        else:
+            self._proposer.learn(rewards_B, noise=self._noise)
+        if alive:
+            self._parent = trials[max(alive, key=lambda index: float(rewards_B[index]))]
+        self._asked, self._outcomes = [], {}
+        self._round += 1
+        if self._parent is not None and self._round <= self._horizon_epochs - self._warmup_epochs:
+            self._waiting = self._next_round(self._parent)
+
+    def live(self) -> frozenset[int]:
+        """The round in flight and what it started from."""
+        if not self._waiting and not self._asked:
+            return frozenset()
+        parents = set() if self._parent is None else {self._parent.number}
+        return frozenset(parents | {trial.number for trial in self._asked})
+
+    def summary(self) -> Mapping[str, float]:
+        """Round, noise of the reward, and the proposer's state."""
+        return {"round": float(self._round), "noise": self._noise, **self._proposer.summary(self._space)}
+
+    def constant(self) -> LossSpec | None:
+        """The proposer's recommendation."""
+        return self._proposer.constant(self._space)
+
+
+class Reinforce:
+    """A Gaussian over the unit cube that follows the reward: Search-Softmax as corrected in FORMULAS §6.
+
+    Antithetic pairs z, −z; σ falls geometrically from `sigma_start` to `sigma_end` over the rounds;
+    r̂ = (r − mean) / max(std, noise); μ ← clip(μ + σ·mean(r̂ z)). The score is that of the unclipped sample, the
+    applied value the clipped one. The recommendation is the mean of the last five μ.
+    """
+
+    def __init__(self, *, parameters: int, rounds: int, start: float, sigma_start: float, sigma_end: float) -> None:
+        self._mu_K = np.full(parameters, start)
+        self._past_mu: list[Units] = []
+        self._sigmas = np.geomspace(sigma_start, sigma_end, rounds)
+        self._z_BK: Units = np.zeros((0, parameters))
+
+    @property
+    def _sigma(self) -> float:
+        return float(self._sigmas[min(len(self._past_mu), len(self._sigmas) - 1)])
+
+    def propose(self, rng: np.random.Generator, batch: int) -> Units:
+        """μ ± σz for half as many z."""
+        half_z = rng.standard_normal((batch // 2, len(self._mu_K)))
+        self._z_BK = np.concatenate([half_z, -half_z])
+        return self._mu_K + self._sigma * self._z_BK
+
+    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
+        """One step of μ."""
+        standardised_B = (rewards_B - rewards_B.mean()) / max(float(rewards_B.std()), noise)
+        step_K = self._sigma * (standardised_B[:, None] * self._z_BK).mean(0)
+        self._mu_K = np.clip(self._mu_K + step_K, 0.0, 1.0)
+        self._past_mu.append(self._mu_K)
+
+    def summary(self, space: Space) -> Mapping[str, float]:
+        """μ and σ of each parameter in its own units (half the distance between μ − σ and μ + σ)."""
+        numbers: dict[str, float] = {"sigma": self._sigma}
+        for (name, domain), mu in zip(space.domains.items(), self._mu_K.tolist(), strict=True):
+            low, high = (domain.from_unit(mu + side * self._sigma) for side in (-1.0, 1.0))
+            numbers[f"mu/{name}"] = domain.from_unit(mu)
+            numbers[f"sigma/{name}"] = (high - low) / 2
+        return numbers
+
+    def constant(self, space: Space) -> LossSpec | None:
+        """The loss at the mean of the last five μ."""
+        return decode(space, np.mean(self._past_mu[-5:] or [self._mu_K], axis=0))
+
+
+class RandomRounds:
+    """Uniform draws that learn nothing: Random-Softmax."""
+
+    def __init__(self, *, parameters: int) -> None:
+        self._parameters = parameters
+
+    def propose(self, rng: np.random.Generator, batch: int) -> Units:
+        """Uniform in the unit cube."""
+        return rng.random((batch, self._parameters))
+
+    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
+        """Nothing."""
+
+    def summary(self, space: Space) -> Mapping[str, float]:  # noqa: ARG002 (the protocol's signature)
+        """No state."""
+        return {}
+
+    def constant(self, space: Space) -> LossSpec | None:  # noqa: ARG002
+        """No recommendation."""
+        return None

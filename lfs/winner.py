@@ -1,0 +1,60 @@
+"""Which trial wins, and what a user takes home from it."""
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
+
+from lfs.journal import Asked, Event, Finished, JournalError, Started
+from lfs.search import Choose
+from lfs.trial import Trial
+from trainers.outcome import Outcome
+from trainers.recipe import Recipe
+
+
+def choice_score(outcome: Outcome, recipe: Recipe) -> float:
+    """The recipe's reward metric on the identities that are kept for the choice."""
+    if recipe.reward == "one_minus_eer":
+        return 1.0 - outcome.metrics["choice/eer"]
+    return outcome.metrics[f"choice/{recipe.reward}"]
+
+
+def best_at_horizon(recipe: Recipe) -> Choose:
+    """Picks, among the search's trials that reached the horizon, the best on the choice identities."""
+
+    def choose(trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome]) -> int | None:
+        scores = {
+            number: choice_score(outcome, recipe)
+            for number, outcome in sorted(outcomes.items())
+            if outcome.error is None
+            and trials[number].role == "search"
+            and trials[number].epochs == recipe.horizon_epochs
+        }
+        return max(scores, key=lambda number: scores[number], default=None)
+
+    return choose
+
+
+def take_home(journal_events: Iterable[Event]) -> Mapping[str, JsonValue]:
+    """What `lossearch export` writes: the winner's schedule and, where one was learned, the constant loss.
+
+    Raises `JournalError` for a search that is not finished or has no winner.
+    """
+    trials: dict[int, Trial] = {}
+    finished, search_id = None, ""
+    for event in journal_events:
+        if isinstance(event, Started):
+            search_id = event.search_id
+        elif isinstance(event, Asked):
+            trials |= {trial.number: trial for trial in event.trials}
+        elif isinstance(event, Finished):
+            finished = event
+    if finished is None:
+        raise JournalError("the search is not finished: resume it first, then export")
+    if finished.winner is None:
+        raise JournalError("the search has no winner: no trial reached the horizon")
+    return {
+        "search": search_id,
+        "trial": finished.winner,
+        "schedule": trials[finished.winner].schedule.model_dump(mode="json"),
+        "constant": None if finished.constant is None else finished.constant.model_dump(mode="json"),
+    }
