@@ -24,13 +24,18 @@ def reproduce_section(ledger: Ledger, *, journal_digest: str) -> Section:
         page.paragraph("Save the configuration below as run.toml, then:"),
         page.code("lossearch search run.toml"),
         page.heading("Configuration"),
-        page.code(as_toml(started.config)),
+        page.code(as_toml({**started.config, "numerics": _without_threads(started.numerics)})),
         page.heading("Data"),
         page.table(_pairs(started.data)),
-        page.heading("Versions and numerics"),
-        page.table(_pairs({**started.versions, **started.numerics})),
+        page.heading("Versions"),
+        page.table(_pairs(started.versions)),
     )
     return Section(key="reproduce", title="Reproduce", pieces=pieces)
+
+
+def _without_threads(numerics: Mapping[str, object]) -> dict[str, object]:
+    """The numerics as a config states them: the executor says how many threads a worker has."""
+    return {name: value for name, value in numerics.items() if name != "threads"}
 
 
 def _pairs(values: Mapping[str, object]) -> pd.DataFrame:

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Frame, Page
+
+from analysis import write_report
+from tests.analysis.journals import search_journal, write_journal
+
+ATTACK = "<script>document.title = 'owned'</script><b>bold</b>"
+FIGURES = ["health", "history", "controller", "entrants", "training", "training-loss", "loss", "compute"]
+MARKS = ".cartesianlayer .point, .cartesianlayer path.js-line"
+A4_CONTENT_PIXELS = 703
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_journal(tmp_path_factory.mktemp("run"), search_journal(error=ATTACK)))
+
+
+def watched(page: Page) -> list[str]:
+    """Everything that the page should not do, as it does it."""
+    seen: list[str] = []
+    page.on("console", lambda message: seen.append(f"console {message.type}: {message.text}"))
+    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    page.on("request", lambda request: None if request.url.startswith("file:") else seen.append(request.url))
+    return seen
+
+
+def drawn(frame: Page | Frame) -> dict[str, int]:
+    """How many marks each figure shows."""
+    frame.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg.main-svg'))")
+    counts: dict[str, int] = frame.evaluate(
+        """marks => Object.fromEntries([...document.querySelectorAll('figure')].map(figure =>
+            [figure.id.replace('-figure', ''), figure.querySelectorAll(marks).length]))""",
+        MARKS,
+    )
+    return counts
+
+
+def test_every_figure_is_drawn_without_an_error_or_a_request(browser_page: Page, report: Path) -> None:
+    seen = watched(browser_page)
+    browser_page.goto(report.as_uri())
+    marks = drawn(browser_page)
+    assert list(marks) == FIGURES
+    assert all(marks.values()), marks
+    assert marks["history"] > 40
+    assert seen == []
+
+
+def test_the_report_works_in_a_frame_that_allows_only_scripts(browser_page: Page, report: Path, tmp_path: Path) -> None:
+    seen = watched(browser_page)
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe sandbox="allow-scripts" width="1100" height="800" src="{report.as_uri()}"></iframe>')
+    browser_page.goto(outer.as_uri())
+    frame = browser_page.frames[1]
+    assert all(drawn(frame).values())
+    assert frame.locator("nav").is_hidden()
+    assert frame.locator("[data-title^='Download plot']").count() == 0
+    assert seen == []
+
+
+def test_markup_in_an_error_stays_text(browser_page: Page, report: Path) -> None:
+    browser_page.goto(report.as_uri())
+    drawn(browser_page)
+    assert browser_page.title() == "Loss search on glyphs"
+    assert browser_page.locator("b").count() == 0
+    assert ATTACK in browser_page.locator("#trials").inner_text()
+    assert "<b>bold</b>" in " ".join(browser_page.locator("#health-figure svg text").all_text_contents())
+
+
+def test_tables_hold_every_trial_and_every_figures_data(browser_page: Page, report: Path) -> None:
+    browser_page.goto(report.as_uri())
+    assert browser_page.locator("#trials tbody tr").count() == 36 + 7
+    assert browser_page.locator("#trials tr.marked").inner_text().endswith("winner")
+    for figure in browser_page.locator("figure").all():
+        figure.locator("summary").click()
+        assert figure.locator("details tbody tr").first.is_visible()
+
+
+def test_pressing_a_heading_sorts_the_trials(browser_page: Page, report: Path) -> None:
+    browser_page.goto(report.as_uri())
+    numbers = browser_page.locator("#trials tbody tr td:first-child")
+    heading = browser_page.locator("#trials th button", has_text="trial").first
+    heading.click()
+    assert numbers.all_inner_texts() == [str(number) for number in range(43)]
+    heading.press("Enter")
+    assert numbers.first.inner_text() == "42"
+    assert browser_page.locator("#trials th[aria-sort=descending]").count() == 1
+
+
+def test_an_a4_page_holds_figures_and_tables(browser_page: Page, report: Path) -> None:
+    browser_page.set_viewport_size({"width": A4_CONTENT_PIXELS, "height": 1000})
+    browser_page.goto(report.as_uri())
+    drawn(browser_page)
+    browser_page.emulate_media(media="print")
+    browser_page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    too_wide = browser_page.evaluate(
+        """limit => [...document.querySelectorAll('table, pre, .plot, .main-svg')]
+            .filter(part => part.getBoundingClientRect().right > limit + 1).map(part => part.outerHTML.slice(0, 80))""",
+        A4_CONTENT_PIXELS,
+    )
+    assert too_wide == []
