@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainers.image_folder import DataError, ImageFolder
 
@@ -49,7 +49,10 @@ def decode(
                 if not target.exists():
                     _save(_decode_all(folder, names, image_size=image_size, colour=colour), target)
     except OSError as error:
-        raise DataError(f"the cache folder {cache_dir} cannot be written ({error}); choose another") from error
+        reason = error.strerror or error
+        raise DataError(
+            f"the cache folder {cache_dir} cannot be written ({reason}); choose another --run or make room"
+        ) from error
     try:
         images: UInt8Array = np.load(target / _ARRAY_NAME, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -90,7 +93,8 @@ def decode_image(content: bytes, name: str, *, image_size: int | None, colour: C
         with Image.open(io.BytesIO(content)) as opened:
             upright = _eight_bit(ImageOps.exif_transpose(opened))
     except Exception as error:  # damaged bytes can make a decoder raise anything
-        raise DataError(f"{name} is not an image or is damaged ({error}); repair or remove it") from error
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} is not an image or is damaged ({reason}); repair or remove it") from error
     if colour == "grey":
         upright = upright.convert("L")
     if image_size is not None:

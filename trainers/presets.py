@@ -21,4 +21,9 @@ def recipe_defaults(kind: Kind, *, embedded: bool) -> dict[str, object]:
         return {"horizon_epochs": 8, "width": 16, "reward": "tar_at_far_1e-3", "augmentation": {"flip": False}}
     if kind == "drawing":
         return {"horizon_epochs": 6, "width": 32, "reward": "tar_at_far_1e-3", "augmentation": {"flip": False}}
-    return {"horizon_epochs": 12, "width": 32, "reward": "tar_at_far_1e-2", "augmentation": {"flip": True}}
+    return {
+        "horizon_epochs": 12,
+        "width": 32,
+        "reward": "tar_at_far_1e-2",
+        "augmentation": {"flip": True, "rotate_degrees": 5, "scale": 0.05, "shift": 0.04},
+    }

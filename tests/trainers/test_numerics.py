@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from trainers import Numerics, Recipe, Task
+from trainers.numerics import applied, choose, probe
+
+
+def test_applied_sets_the_threads_and_puts_them_back_even_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with applied(Numerics(threads=before + 1)):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), applied(Numerics(threads=before + 1)):
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_the_fastest_is_chosen_but_bfloat16_only_when_it_is_clearly_faster() -> None:
+    plain, last = Numerics(), Numerics(channels_last=True)
+    half = Numerics(dtype="bfloat16")
+    assert choose({plain: 1.0, last: 0.9, half: 0.85}) == last
+    assert choose({plain: 1.0, last: 0.9, half: 0.8}) == half
+    assert choose({plain: 1.0, last: 1.1, half: 0.95}) == plain
+
+
+def test_probe_measures_with_the_given_threads_and_restores_them(toy_task: Task) -> None:
+    before = torch.get_num_threads()
+    rng = torch.get_rng_state()
+    numerics = probe(toy_task, Recipe(width=4, batch_size=4), threads=1)
+    assert numerics.threads == 1
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), rng)

@@ -1,0 +1,37 @@
+"""Checkpoints: named tensors and one JSON value, as a uint8 array. No pickle; equal content gives equal bytes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+
+_KEY = "lossearch"
+
+
+def pack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """The tensors (on any device, in any memory format) and the JSON value `meta` in the safetensors format.
+
+    `meta` is one metadata entry: the order of several is not fixed by the format's writer.
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return np.frombuffer(safetensors.torch.save(held, {_KEY: text}), dtype=np.uint8)
+
+
+def unpack(payload: npt.NDArray[np.uint8]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `pack` was given. `payload` may be read-only; the tensors are copies, on the CPU.
+
+    Raises `ValueError` for an array that is not such a checkpoint.
+    """
+    data = payload.tobytes()
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, json.loads(header["__metadata__"][_KEY])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"not a checkpoint of this program ({len(data)} bytes): {error!r}") from None

@@ -1,0 +1,157 @@
+"""`Learner`: the network, class weights, loss and optimiser of one candidate, and how they take a step.
+
+N batch, C classes, D embedding, K colour channels, H×W image.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search_space import Loss, LossSpec, build
+from trainers import numerics as nm
+from trainers.networks import EmbeddingNetwork, build_network
+from trainers.recipe import Numerics, Recipe
+
+_WARM_UP = 0.25
+_START_DIVISOR = 25.0
+_LOSS = "loss."
+_VELOCITY = "velocity."
+
+
+def one_cycle(step: int, total_steps: int, *, peak: float) -> float:
+    """The learning rate of a 0-based step: from peak/25 up to `peak` over the first quarter, then down to 0.
+
+    Both parts are half cosines (Smith & Topin 2019, "Super-convergence").
+    """
+    warm_up = _WARM_UP * total_steps
+    low = peak / _START_DIVISOR
+    if step < warm_up:
+        return peak - (peak - low) * (1 + math.cos(math.pi * step / warm_up)) / 2
+    return peak * (1 + math.cos(math.pi * (step - warm_up) / (total_steps - warm_up))) / 2
+
+
+class _Candidate(nn.Module):
+    """What is trained: network, class weights and loss, so that one `state_dict` names everything."""
+
+    def __init__(self, network: EmbeddingNetwork, weights_CD: Tensor, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.class_weights_CD = nn.Parameter(weights_CD)
+        self.loss = loss
+
+
+class Learner:
+    """One candidate in training. Equal arguments give equal weights.
+
+    `image_shape` is (channels, height, width).
+    """
+
+    def __init__(
+        self,
+        spec: LossSpec,
+        *,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        recipe: Recipe,
+        numerics: Numerics,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.spec, self._recipe, self._numerics, self._device = spec, recipe, numerics, device
+        self._classes = classes
+        network = build_network(recipe, image_shape=image_shape, generator=generator)
+        network = nm.placed(network, numerics, device)
+        weights_CD = torch.randn(classes, recipe.embedding_dim, generator=generator) / recipe.embedding_dim**0.5
+        self._model = _Candidate(network, weights_CD, build(spec, num_classes=classes)).to(device)
+        self._optimizer = self._make_optimizer()
+
+    def use(self, spec: LossSpec) -> None:
+        """Go on under another loss. Its state carries over where the structure is the same, else starts fresh."""
+        if spec == self.spec:
+            return
+        held = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        self.spec = spec
+        self._model.loss = build(spec, num_classes=self._classes).to(self._device)
+        self._optimizer = self._make_optimizer()
+        self.load(held)
+
+    def step(self, images_NKHW: Tensor, label_N: Tensor, *, learning_rate: float) -> Tensor:
+        """One step down the gradient of the batch's mean loss, which is returned."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._model.train()
+        embeddings_ND = nm.run(self._model.network, images_NKHW, self._numerics)
+        loss: Tensor = self._model.loss(embeddings_ND, self._model.class_weights_CD, label_N).mean()
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def embed(self, images_NKHW: Tensor) -> Tensor:
+        """Embeddings N×D, float32, of float images, in evaluation mode."""
+        self._model.eval()
+        return nm.run(self._model.network, images_NKHW, self._numerics)
+
+    @torch.no_grad()
+    def cosines(self, embeddings_ND: Tensor) -> Tensor:
+        """Cosines N×C between embeddings and class weights."""
+        return F.normalize(embeddings_ND) @ F.normalize(self._model.class_weights_CD).T
+
+    def loss_state(self) -> dict[str, float]:
+        """The single numbers that the loss tracks or learns, such as AdaCos's scale."""
+        return {name: float(value) for name, value in self._model.loss.state_dict().items() if value.numel() == 1}
+
+    def diagnose(self) -> str | None:
+        """A sentence when the loss's own state has diverged, else None."""
+        return self._model.loss.diagnose()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name, not copied."""
+        parameters = dict(self._model.named_parameters())
+        state = self._optimizer.state
+        velocity = {name: state[p]["momentum_buffer"] for name, p in parameters.items() if state.get(p)}
+        return self._model.state_dict() | {_VELOCITY + name: buffer for name, buffer in velocity.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy what `tensors` gave, of this learner or another.
+
+        Under another loss structure the loss keeps its own state. Raises `ValueError` when the network or the class
+        weights differ in shape.
+        """
+        own = self._model.state_dict()
+        given = {name: tensor for name, tensor in tensors.items() if not name.startswith(_VELOCITY)}
+        _refuse_misfit(_shapes(own, loss=False), _shapes(given, loss=False))
+        if _shapes(own, loss=True) != _shapes(given, loss=True):
+            given = {name: (own if name.startswith(_LOSS) else given)[name] for name in own}
+        self._model.load_state_dict(given)
+        for name, parameter in self._model.named_parameters():
+            velocity = tensors.get(_VELOCITY + name)
+            if velocity is not None and velocity.shape == parameter.shape:
+                self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(velocity)
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        """SGD with momentum; biases and normalisation weights do not decay."""
+        parameters = list(self._model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self._recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=self._recipe.learning_rate, momentum=self._recipe.momentum)
+
+
+def _shapes(tensors: Mapping[str, Tensor], *, loss: bool) -> dict[str, list[int]]:
+    """The shapes of the loss's tensors, or of all others."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items() if name.startswith(_LOSS) == loss}
+
+
+def _refuse_misfit(needed: Mapping[str, list[int]], given: Mapping[str, list[int]]) -> None:
+    for name in sorted(needed.keys() | given.keys()):
+        if needed.get(name) != given.get(name):
+            raise ValueError(
+                f"the checkpoint does not fit this recipe and data: {name} must have shape {needed.get(name)}, "
+                f"but has {given.get(name)}"
+            )

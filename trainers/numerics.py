@@ -1,0 +1,103 @@
+"""How the arithmetic is done: chosen by a short measurement, then applied by every worker."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from trainers.networks import EmbeddingNetwork, build_network
+from trainers.recipe import Numerics, Recipe
+from trainers.task import Task
+
+_SECONDS = 2.0
+_ROUNDS = 7
+_BFLOAT16_GAIN = 1.1
+"""bfloat16 loses accuracy: it must be this many times as fast to be chosen."""
+
+
+@contextmanager
+def applied(numerics: Numerics) -> Iterator[None]:
+    """Let torch use `numerics.threads` threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(numerics.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def placed(network: EmbeddingNetwork, numerics: Numerics, device: torch.device) -> EmbeddingNetwork:
+    """The network, moved to the device and laid out for it."""
+    # torch's type stubs lack this overload of Module.to
+    moved: EmbeddingNetwork = network.to(device, memory_format=_layout(numerics))  # type: ignore[call-overload]
+    return moved
+
+
+def run(network: EmbeddingNetwork, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
+    """Embeddings N×D of float images, float32 even where the network computes in bfloat16."""
+    half = numerics.dtype == "bfloat16"
+    with torch.autocast(images_NKHW.device.type, dtype=torch.bfloat16, enabled=half):
+        embeddings_ND: Tensor = network(images_NKHW.contiguous(memory_format=_layout(numerics)))
+    return embeddings_ND
+
+
+def _layout(numerics: Numerics) -> torch.memory_format:
+    return torch.channels_last if numerics.channels_last else torch.contiguous_format
+
+
+def probe(task: Task, recipe: Recipe, *, device: str = "cpu", threads: int = 1) -> Numerics:
+    """The fastest arithmetic for training the recipe's network on images of the task's shape, in about two seconds.
+
+    Training steps in float32 and bfloat16, contiguous and channels-last, are timed in turn; the fastest of each counts,
+    since other work on the machine only ever slows one. bfloat16 is chosen only when it is clearly faster.
+    """
+    candidates = [
+        Numerics(dtype=dtype, channels_last=channels_last, threads=threads)
+        for dtype in ("float32", "bfloat16")
+        for channels_last in (False, True)
+    ]
+    with applied(candidates[0]):
+        seconds = _fastest_in_turn([_Step(task, recipe, numerics, device) for numerics in candidates])
+    return choose(dict(zip(candidates, seconds, strict=True)))
+
+
+def choose(step_seconds: Mapping[Numerics, float]) -> Numerics:
+    """The numerics with the fastest step, one in bfloat16 only if it is clearly the fastest."""
+    handicap = {"float32": 1.0, "bfloat16": _BFLOAT16_GAIN}
+    return min(step_seconds, key=lambda numerics: step_seconds[numerics] * handicap[numerics.dtype])
+
+
+class _Step:
+    """A training step of the network alone, on a batch of noise."""
+
+    def __init__(self, task: Task, recipe: Recipe, numerics: Numerics, device: str) -> None:
+        self._numerics = numerics
+        self._device = torch.device(device)
+        channels, height, width = task.train.images.shape[1:]
+        generator = torch.Generator().manual_seed(0)
+        network = build_network(recipe, image_shape=(channels, height, width), generator=generator)
+        self._network = placed(network, numerics, self._device)
+        images = torch.rand(recipe.batch_size, channels, height, width, generator=generator)
+        self._images = images.to(self._device, memory_format=_layout(numerics))
+
+    def seconds(self) -> float:
+        """Wall time of one forward and backward pass."""
+        start = time.perf_counter()
+        self._network.zero_grad()
+        run(self._network, self._images, self._numerics).square().sum().backward()  # type: ignore[no-untyped-call]
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
+
+
+def _fastest_in_turn(steps: list[_Step]) -> list[float]:
+    """The least seconds of each, taken in turn until there are enough rounds or the time is up."""
+    start = time.perf_counter()
+    for step in steps:
+        step.seconds()
+    rounds: list[list[float]] = []
+    while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - start < _SECONDS):
+        rounds.append([step.seconds() for step in steps])
+    return [min(column) for column in zip(*rounds, strict=True)]

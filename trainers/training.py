@@ -1,0 +1,152 @@
+"""`train`: one candidate loss in, one `Outcome` out.
+
+On a CPU, equal arguments give bit-identical outcomes (but for the seconds) and checkpoints, and training 3 epochs,
+stopping and continuing 3 gives what training 6 gives: data order and augmentation are functions of (seed, epoch), the
+learning rate of the step within the recipe's horizon, and the checkpoint holds the rest.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from search_space import LossSchedule, LossSpec
+from trainers.augment import augment
+from trainers.checkpoint import pack, unpack
+from trainers.evaluation import Diverged, Evaluator, as_float, collapse, on_device, reward_of
+from trainers.learner import Learner, one_cycle
+from trainers.numerics import applied
+from trainers.outcome import Outcome
+from trainers.recipe import Numerics, Recipe
+from trainers.task import LabelledImages, Task
+
+_CHECK_EVERY = 8
+"""Steps between two looks at whether the loss is finite; each look waits for the device."""
+
+_WEIGHTS, _BATCHES = 0, 1
+"""What a stream of random numbers is for."""
+
+
+def train(
+    schedule: LossSchedule,
+    task: Task,
+    *,
+    recipe: Recipe,
+    numerics: Numerics,
+    seed: int,
+    epochs: int,
+    start: npt.NDArray[np.uint8] | None = None,
+    device: str = "cpu",
+) -> tuple[Outcome, npt.NDArray[np.uint8] | None]:
+    """Train up to absolute epoch `epochs`, from scratch or from the checkpoint `start`; score after each epoch.
+
+    Returns the outcome and a checkpoint, or None in its place when training diverged (then the outcome has an
+    `error`). Each row of the outcome's history holds `epoch`, `train/loss`, `cost/images` (seen so far, those before
+    `start` included), the scores of `Evaluator.scores` and `loss/*`, the numbers that the loss tracks.
+
+    Raises `ValueError` when `epochs` is beyond the recipe's horizon, or when `start` is no checkpoint, has reached
+    `epochs` already, or holds a network or class weights of other shapes.
+    """
+    began = time.perf_counter()
+    place = torch.device(device)
+    tensors, progress = unpack(start) if start is not None else ({}, {"epoch": 0, "images": 0})
+    first = progress["epoch"]
+    _refuse_epochs(first, epochs, recipe.horizon_epochs)
+    history: list[dict[str, float]] = []
+    error = symptom = None
+    with applied(numerics):
+        batches = _Batches(task.train, recipe, seed, place)
+        evaluator = Evaluator(task, place)
+        new_learner = partial(_new_learner, task=task, recipe=recipe, numerics=numerics, seed=seed, device=place)
+        learner = new_learner(schedule.at(first))
+        if tensors:
+            learner.load(tensors)
+        try:
+            for epoch in range(first, epochs):
+                learner.use(schedule.at(epoch))
+                loss = _train_epoch(learner, batches, epoch, recipe)
+                scores = evaluator.scores(learner)
+                seen = progress["images"] + batches.served
+                history.append({"epoch": epoch + 1, "cost/images": seen, "train/loss": loss, **scores})
+        except Diverged as reason:
+            error = f"diverged: {reason} in epoch {epoch + 1}"
+        else:
+            symptom = collapse(history[-1], lambda: evaluator.scores(new_learner(schedule.final))["val/rank1"])
+    outcome = Outcome(
+        reward=None if error else reward_of(history[-1], recipe.reward),
+        metrics=history[-1] if history else {},
+        history=tuple(history),
+        seconds=time.perf_counter() - began,
+        images=batches.served,
+        error=error,
+        collapse=symptom,
+    )
+    if error:
+        return outcome, None
+    return outcome, pack(learner.tensors(), {"epoch": epochs, "images": progress["images"] + batches.served})
+
+
+def _refuse_epochs(first: int, epochs: int, horizon_epochs: int) -> None:
+    if epochs > horizon_epochs:
+        raise ValueError(f"epochs must be at most the recipe's horizon_epochs={horizon_epochs}, but got {epochs}")
+    if epochs <= first:
+        raise ValueError(f"epochs must be more than the {first} that are trained already, but got {epochs}")
+
+
+def _new_learner(
+    spec: LossSpec, *, task: Task, recipe: Recipe, numerics: Numerics, seed: int, device: torch.device
+) -> Learner:
+    channels, height, width = task.train.images.shape[1:]
+    return Learner(
+        spec,
+        image_shape=(channels, height, width),
+        classes=task.train.classes,
+        recipe=recipe,
+        numerics=numerics,
+        generator=_generator(seed, _WEIGHTS),
+        device=device,
+    )
+
+
+def _train_epoch(learner: Learner, batches: "_Batches", epoch: int, recipe: Recipe) -> float:
+    """Train one 0-based epoch; the mean loss. Raises `Diverged` when the loss or its state leaves its bounds."""
+    total = torch.zeros((), device=batches.device)
+    for step, (images_NKHW, label_N) in enumerate(batches.of(epoch)):
+        position = epoch * batches.steps + step
+        rate = one_cycle(position, recipe.horizon_epochs * batches.steps, peak=recipe.learning_rate)
+        total += learner.step(images_NKHW, label_N, learning_rate=rate)
+        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == batches.steps:
+            if not total.isfinite():
+                raise Diverged("the loss is not finite")
+            if complaint := learner.diagnose():
+                raise Diverged(complaint)
+    return float(total) / batches.steps
+
+
+class _Batches:
+    """The training images, on the device, in the order and with the changes that (seed, epoch) give."""
+
+    def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
+        self._images, self._labels = on_device(data.images, device), on_device(data.labels, device)
+        self._size = min(recipe.batch_size, len(data.labels))
+        self._augmentation, self._seed, self.device = recipe.augmentation, seed, device
+        self.steps = len(data.labels) // self._size
+        self.served = 0
+
+    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels of each batch; what does not fill a batch is left out."""
+        generator = _generator(self._seed, _BATCHES, epoch)
+        order = torch.randperm(len(self._labels), generator=generator)[: self.steps * self._size]
+        for index in order.to(self.device).view(self.steps, self._size):
+            self.served += self._size
+            yield augment(as_float(self._images[index]), self._augmentation, generator), self._labels[index]
+
+
+def _generator(*key: int) -> torch.Generator:
+    """Random numbers that depend on every part of `key`, and streams of different keys on nothing shared."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
