@@ -55,7 +55,7 @@ def search(
     run: Annotated[Path | None, typer.Option(help="The run folder; default lossearch/runs/<time>-<data>.")] = None,
 ) -> None:
     """Search for a loss, train the baselines beside it, write the report."""
-    from lfs.config import load_config
+    from lfs.config_file import load_config
     from lfs.launch import plan_new
 
     settings = load_config(config, overrides or [], data_path=data)

@@ -1,32 +1,19 @@
-"""`RunConfig`: everything a search is told, from one TOML file and a few `--set key=value`.
+"""`RunConfig`: everything a search is told. `lfs.config_file` reads it."""
 
-Values are checked when the file is read, before anything is written; a wrong one gives one sentence with its key.
-"""
-
-import copy
-import difflib
-import json
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lfs.errors import UserError
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
-from search_space.spaces import SPACES, AnySpace, CombinedMargin
+from search_space.spaces import AnySpace, CombinedMargin
 from search_space.spec import LossSpec
 from trainers.data import DataConfig
-from trainers.recipe import Augmentation, Recipe
+from trainers.recipe import Recipe
 
 Unit = Annotated[Real, Field(ge=0, le=1)]
 Scalar = str | int | float | bool
-
-
-class ConfigError(UserError):
-    """The configuration cannot be used; the message is one sentence with the key, the value and what is right."""
 
 
 class NamedLoss(FrozenModel):
@@ -168,184 +155,3 @@ class RunConfig(FrozenModel):
     def all_baselines(self) -> tuple[NamedLoss, ...]:
         """The hyper-parameter-free ones, then the others."""
         return HYPER_PARAMETER_FREE + self.baselines
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = (), *, data_path: Path | None = None) -> RunConfig:
-    """The config in a TOML file (None: all defaults), with `key=value` overrides and a data path on top.
-
-    `data.path` in the file resolves against the file's folder. Raises `ConfigError`.
-    """
-    values = {} if path is None else _read_toml(path)
-    if path is not None and isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
-        values["data"]["path"] = str(path.parent / Path(values["data"]["path"]).expanduser())
-    for override in overrides:
-        _set(values, override)
-    if data_path is not None:
-        _set(values, f"data.path={json.dumps(str(data_path), ensure_ascii=False)}")
-    data = values.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str(Path(data["path"]).expanduser().absolute())
-    _fill_discriminators(values)
-    return validated(values)
-
-
-def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """A stored config with `key=value` overrides. Raises `ConfigError`."""
-    changed = copy.deepcopy(dict(values))
-    for override in overrides:
-        _set(changed, override)
-    return validated(changed)
-
-
-def validated(values: Mapping[str, Any]) -> RunConfig:
-    """The config of these values. Raises `ConfigError`."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(sentence(error, values)) from None
-
-
-def _fill_discriminators(values: dict[str, Any]) -> None:
-    """A table that sets parameters only means the default kind."""
-    for table, key, default in (("space", "kind", "combined_margin"), ("search", "method", "reinforce")):
-        if isinstance(values.get(table), dict):
-            values[table].setdefault(key, default)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config {path} is not valid TOML: {error}") from None
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` in its place. The value is read as TOML, as a bare word if it is none."""
-    key, equals, text = override.partition("=")
-    *tables, last = parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set needs key=value, such as search.batch=8, but got '{override}'")
-    for table in tables:
-        inner = values.setdefault(table, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: '{table}' is a value, not a table")
-        values = inner
-    try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        values[last] = text
-
-
-_MUST_BE = {
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "too_long": "a list of {max_length} at most",
-    "too_short": "a list of {min_length} or more",
-    "union_tag_invalid": "one of {expected_tags}",
-    "bool": "true or false",
-    "dict": "a table",
-    "finite": "a finite number",
-    "float": "a number",
-    "int": "a whole number",
-    "mapping": "a table",
-    "model": "a table",
-    "path": "a text",
-    "string": "a text",
-    "tuple": "a list",
-}
-"""What is right, by pydantic's error type or its first word."""
-
-_TABLES: Mapping[str, type[FrozenModel]] = {
-    "": RunConfig,
-    "baselines": NamedLoss,
-    "baselines.recipe": Recipe,
-    "data": DataConfig,
-    "executor": ExecutorConfig,
-    "numerics": NumericsConfig,
-    "recipe": Recipe,
-    "recipe.augmentation": Augmentation,
-    "search.fixed_list": FixedListConfig,
-    "search.fixed_list.losses": NamedLoss,
-    "search.fixed_list.losses.recipe": Recipe,
-    "search.random": RandomConfig,
-    "search.reinforce": ReinforceConfig,
-    "tracking": TrackingConfig,
-    **{f"space.{kind}": space for kind, space in SPACES.items()},
-}
-"""The tables of a config by pydantic's location of them."""
-
-
-def sentence(error: ValidationError, values: object) -> str:
-    """The first complaint of a validation as one sentence: the key, what is right, and what it was."""
-    errors = error.errors()
-    first = next((each for each in errors if each["type"] == "finite_number"), errors[0])  # NaN is no 'text' either
-    kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    keys, rest, inside = _split(first["loc"], values)
-    if kind == "extra_forbidden":
-        return _unknown_key(first["loc"], keys)
-    if kind == "missing" and isinstance(inside, Mapping):
-        return f"the config lacks '{'.'.join([*keys, *map(str, rest)])}'"
-    if kind == "value_error":
-        said = "but got" in str(context["error"]) or isinstance(value, Mapping | FrozenModel)
-        return f"{'.'.join(keys)}: {context['error']}{'' if said else _but_got(value)}"
-    if kind == "union_tag_invalid":
-        keys, value = [*keys, context["discriminator"].strip("'")], context["tag"]
-    right = _what_is_right(kind, context, first["msg"])
-    if rest and isinstance(inside, Mapping):  # a part of what this table makes: name the key that gave the value
-        place = next(_places(inside, value), None)
-        keys, right = (keys + place, right) if place else (keys, f"{rest[-1]} {right}")
-    elif rest and kind != "finite_number":
-        right = "must be a longer list" if kind == "missing" else "must be a single value"
-    return f"{'.'.join(keys)}: {right}{_but_got(value)}"
-
-
-def _split(location: Sequence[int | str], values: object) -> tuple[list[str], Sequence[int | str], object]:
-    """The parts of a location that are keys of the file, those behind them, and what the file has at these keys."""
-    keys: list[str] = []
-    for index, part in enumerate(location):
-        inner = dict(enumerate(values)) if isinstance(values, list | tuple) else values
-        if not isinstance(inner, Mapping):
-            return keys, location[index:], values
-        if part in inner:
-            keys.append(str(part))
-            values = inner[part]
-        elif part not in (inner.get("kind"), inner.get("method")):  # those tell union members apart
-            return keys, location[index:], values
-    return keys, (), values
-
-
-def _unknown_key(location: Sequence[int | str], keys: Sequence[str]) -> str:
-    *table, key = [part for part in location if isinstance(part, str)]
-    known = list(_TABLES[".".join(table)].model_fields)
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    return f"unknown key '{'.'.join(keys)}' in the config; {hint}"
-
-
-def _what_is_right(kind: str, context: Mapping[str, Any], message: str) -> str:
-    right = _MUST_BE.get(kind) or _MUST_BE.get(kind.split("_")[0])
-    if right is None:
-        return f"{message[:1].lower()}{message[1:]}"
-    limits = {name: f"{limit:.6g}" if isinstance(limit, float) else limit for name, limit in context.items()}
-    return f"must be {right.format(**limits)}"
-
-
-def _places(table: Mapping[str, Any], wanted: object) -> Iterator[list[str]]:
-    """The keys that lead to a value, or to a list with it."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from ([key, *place] for place in _places(value, wanted))
-        elif value == wanted or (isinstance(value, list | tuple) and wanted in value):
-            yield [key]
-
-
-def _but_got(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", but got a table"
-    shown = str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
-    return f", but got {shown}"

@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfs.checkpoints import CheckpointStore
-from lfs.config import (
-    ConfigError,
-    FixedListConfig,
-    NamedLoss,
-    RandomConfig,
-    ReinforceConfig,
-    RunConfig,
-    overridden,
-)
+from lfs.config import FixedListConfig, NamedLoss, RandomConfig, ReinforceConfig, RunConfig
+from lfs.config_file import ConfigError, overridden
 from lfs.controller import Controller, WithBaselines
 from lfs.executor import Executor, SerialExecutor
 from lfs.fixed_list import FixedList, NamedSchedule

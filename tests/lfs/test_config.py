@@ -8,16 +8,13 @@ from pydantic import ValidationError
 
 from lfs.config import (
     HYPER_PARAMETER_FREE,
-    ConfigError,
     FixedListConfig,
     RandomConfig,
     ReinforceConfig,
     RunConfig,
     SearchConfig,
-    load_config,
-    overridden,
-    validated,
 )
+from lfs.config_file import ConfigError, load_config, overridden, validated
 from lfs.journal import Started
 from search_space import CombinedMargin, ModulatingFactor, catalog
 from search_space.spaces import SPACES
