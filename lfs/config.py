@@ -46,7 +46,7 @@ class NamedLoss(FrozenModel):
 
 
 class _Rounds(FrozenModel):
-    batch: Annotated[int, Field(ge=2, le=1024)] = 4
+    batch: Annotated[int, Field(ge=2, le=1024)] = 8
     """Copies trained in a round (B)."""
     warmup_epochs: Annotated[int, Field(ge=1)] = 2
     warmup_unit: Unit = 1 / 3

@@ -180,7 +180,7 @@ def test_a_terminal_shows_trials_best_controller_and_time_left(finished_search: 
     }
     assert re.search(r"trials +12 done, 0 running", shown)
     assert re.search(rf"best so far +rank1 {max(rewards.values()):.4f} \(trial \d, round \d\)", shown)
-    assert re.search(r"controller +round \d+, m1 \d\.\d+ ± 0\.\d+, m2_rad", shown)
+    assert re.search(r"controller +round \d+, m2_rad \d\.\d+ ± 0\.\d+, m3", shown)
     assert re.search(r"time left +about \d+ s left", shown)
     assert re.search(r"baselines +adacos-dynamic \d\.\d{4}", shown)
 

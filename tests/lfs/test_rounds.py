@@ -8,10 +8,10 @@ import pytest
 
 from lfs.rounds import Reinforce, RoundSearch, decode
 from lfs.trial import Trial
-from search_space import CombinedMargin, ModulatingFactor
+from search_space import ModulatingFactor
 from search_space.spec import ModulatingTarget
 from tests.lfs.test_controllers import drive
-from tests.lfs.toy import make_random, make_reinforce
+from tests.lfs.toy import WIDE, make_random, make_reinforce
 from trainers.outcome import Outcome
 
 
@@ -147,7 +147,7 @@ def test_reinforce_recommends_the_mean_of_its_last_mu_and_random_nothing() -> No
 
 
 def test_decode_clips_into_the_space() -> None:
-    space = CombinedMargin()
+    space = WIDE
     inside = space.encode(decode(space, np.array([-3.0, 0.5, 9.0, 1.0])))
     assert inside["m1"] == space.domains["m1"].low
     assert inside["m3"] == space.domains["m3"].high

@@ -17,6 +17,8 @@ from trainers.outcome import Outcome
 
 HORIZON_EPOCHS = 5
 WARMUP_EPOCHS = 2
+WIDE = CombinedMargin(m1=(1, 1.5), scale=(8, 64))
+"""All four parameters are free."""
 
 
 def toy_runner(trial: Trial, start: Checkpoint | None) -> tuple[Outcome, Checkpoint]:
@@ -76,7 +78,7 @@ def reinforce_proposer(parameters: int) -> Reinforce:
 
 
 def make_reinforce(seed: int = 0) -> Controller:
-    return rounds(reinforce_proposer, CombinedMargin(), seed=seed)
+    return rounds(reinforce_proposer, WIDE, seed=seed)
 
 
 def make_modulating(seed: int = 0) -> Controller:
@@ -84,7 +86,7 @@ def make_modulating(seed: int = 0) -> Controller:
 
 
 def make_random(seed: int = 0) -> Controller:
-    return rounds(lambda parameters: RandomRounds(parameters=parameters), CombinedMargin(), seed=seed)
+    return rounds(lambda parameters: RandomRounds(parameters=parameters), WIDE, seed=seed)
 
 
 def make_fixed_list(seed: int = 0) -> Controller:

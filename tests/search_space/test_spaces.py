@@ -27,7 +27,7 @@ INSTANCES: dict[str, Space] = {
     "modulating_factor": ModulatingFactor(),
     "modulating_factor at its largest": ModulatingFactor(scale=512, margin_high=1),
     "combined_margin": CombinedMargin(),
-    "combined_margin, detached": CombinedMargin(gradient="detached"),
+    "combined_margin, all free": CombinedMargin(m1=(1, 1.5), scale=(8, 64), gradient="exact"),
     "combined_margin, angular only": CombinedMargin(m1=(1, 1), m3=(0.1, 0.1), scale=(32, 32)),
     "combined_margin at its widest": CombinedMargin(m1=(1, 4), m2_rad=(0, math.pi / 2), m3=(0, 1), scale=(0.1, 1024)),
 }
@@ -110,7 +110,7 @@ def test_a_modulating_factor_is_a_cosine_margin_up_to_margin_high() -> None:
 def test_a_combined_margin_searches_only_the_parameters_with_open_bounds() -> None:
     space = CombinedMargin(m1=(1, 1), m2_rad=(0.1, 0.6), m3=(0.05, 0.05), scale=(8, 64))
     assert space.domains == {"m2_rad": Domain(low=0.1, high=0.6), "scale": Domain(low=8, high=64, log=True)}
-    assert space.decode({"m2_rad": 0.5, "scale": 16}) == catalog.combined(1, 0.5, 0.05, 16)
+    assert space.decode({"m2_rad": 0.5, "scale": 16}) == catalog.combined(1, 0.5, 0.05, 16, gradient="detached")
 
 
 # Domains.
@@ -163,12 +163,12 @@ def test_a_domain_without_width_or_a_logarithm_is_refused(low: float, high: floa
         ("modulating_factor", {"u": math.nan}, r"u must lie in \[0.0, 19.2\], but got u=nan"),
         ("modulating_factor", {"u": math.inf}, r"u must lie in \[0.0, 19.2\], but got u=inf"),
         (
-            "combined_margin",
+            "combined_margin, all free",
             {"m1": 1.0, "m2_rad": 0.5, "m3": 0.1},
             "values needed for m1, m2_rad, m3, scale, but got m1, m2_rad, m3",
         ),
         (
-            "combined_margin",
+            "combined_margin, all free",
             {"m1": 1.0, "m2_rad": 0.5, "m3": 0.1, "scale": 7.0},
             r"scale must lie in \[8.0, 64.0\], but got scale=7.0",
         ),
