@@ -31,6 +31,8 @@ BANNED_NAMES = {
     "os.system": "never starts a shell",
     "pandas.read_pickle": "never unpickles",
     "sys.path": "never changes where modules are found",
+    "trainers.data.load_sealed_test": "leaves the test identities sealed",
+    "trainers.load_sealed_test": "leaves the test identities sealed",
     "yaml.load": "never lets a file name the classes to make",
 }
 BANNED_ARGUMENTS = {"shell": "never starts a shell", "allow_pickle": "never unpickles"}
@@ -181,6 +183,7 @@ def test_product_code_keeps_every_rule() -> None:
         ("lfs/a.py", "import numpy as np\nnp.load('f', allow_pickle=True)", "never unpickles"),
         ("lfs/a.py", "import subprocess\nsubprocess.run('ls', shell=True)", "never starts a shell"),
         ("lfs/a.py", "import sys\nsys.path.insert(0, '.')", "never changes where modules are found"),
+        ("lfs/a.py", "from trainers.data import load_sealed_test\nload_sealed_test()", "leaves the test identities"),
         ("lfs/queue.py", "", "named like the module 'queue'"),
         ("lfs/PIL.py", "", "named like the module 'PIL'"),
     ],
