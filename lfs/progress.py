@@ -4,11 +4,10 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from lfs.journal import Asked, Event, Rebuilt, Resumed, Retried, Started, Told
 from lfs.trial import Trial
@@ -113,8 +112,9 @@ class Progress:
         facts.add_row("best so far", self._best())
         facts.add_row("controller", self._controller())
         facts.add_row("time left", self._time_left())
-        bar = ProgressBar(total=self._epochs, completed=self._epochs_done, width=60)
-        return Group(bar, facts, self._baselines())
+        facts.add_row("baselines", self._baselines())
+        facts.add_row("epochs", ProgressBar(total=self._epochs, completed=self._epochs_done, width=60))
+        return facts
 
     def _failures(self) -> str:
         causes = Counter((o.error or "").split(":")[0] for o in self._outcomes.values() if o.error)
@@ -143,13 +143,13 @@ class Progress:
         head = [f"round {self._summary['round']:.0f}"] if "round" in self._summary else []
         return ", ".join(head + means) or "–"
 
-    def _baselines(self) -> RenderableType:
+    def _baselines(self) -> str:
         done = [
             f"{self._trials[n].name} {o.reward:.4f}"
             for n, o in self._outcomes.items()
             if self._trials[n].role == "baseline" and o.reward is not None
         ]
-        return Text("baselines  " + ", ".join(done[:SHOWN_BASELINES])) if done else Text("")
+        return ", ".join(done[:SHOWN_BASELINES]) or "–"
 
 
 def _redraws(console: Console) -> bool:
