@@ -256,6 +256,11 @@ head.use(schedule.at(epoch))  # at the start of each epoch
 head(embeddings, labels).backward()"""
 
 
+CONSTANT_HINT = """
+The schedule is one of {epochs} epochs of a proxy; for a training of another length, take the file's "constant":
+MarginHead(LossSpec.model_validate(...["constant"]), num_classes=..., dim=...)"""
+
+
 @app.command()
 def export(
     run: Run, output: Annotated[Path | None, typer.Option(help="Default: winner.json in the run folder.")] = None
@@ -265,7 +270,8 @@ def export(
     from lfs.winner import take_home
 
     events, _ = read_events(run / FILE_NAME)
-    content = json.dumps(take_home(events), indent=2)
+    found = take_home(events)
+    content = json.dumps(found, indent=2)
     path = output or run / "winner.json"
     try:
         path.write_text(content + "\n", encoding="utf-8")
@@ -273,6 +279,8 @@ def export(
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     out.print(f"written: {path}\n", soft_wrap=True)
     out.print(EXAMPLE.format(path=path), soft_wrap=True)
+    if found["constant"] is not None:
+        out.print(CONSTANT_HINT.format(epochs=found["epochs"]), soft_wrap=True)
 
 
 def _run_folder(run: Path | None, data_name: str) -> Path:

@@ -37,6 +37,8 @@ def best_at_horizon(recipe: Recipe) -> Choose:
 def take_home(journal_events: Iterable[Event]) -> Mapping[str, JsonValue]:
     """What `lossearch export` writes: the winner's schedule and, where one was learned, the constant loss.
 
+    The schedule's epochs are those of the proxy, of which there are `epochs`.
+
     Raises `JournalError` for a search that is not finished or has no winner.
     """
     trials: dict[int, Trial] = {}
@@ -55,6 +57,7 @@ def take_home(journal_events: Iterable[Event]) -> Mapping[str, JsonValue]:
     return {
         "search": search_id,
         "trial": finished.winner,
+        "epochs": trials[finished.winner].epochs,
         "schedule": trials[finished.winner].schedule.model_dump(mode="json"),
         "constant": None if finished.constant is None else finished.constant.model_dump(mode="json"),
     }

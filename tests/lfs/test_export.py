@@ -90,6 +90,7 @@ def test_the_exported_schedule_is_the_winning_trials(
     assert exported["search"] == getattr(events[0], "search_id", None)
     assert LossSchedule.model_validate(exported["schedule"]) == trials[exported["trial"]].schedule
     assert LossSpec.model_validate(exported["constant"]) == events[-1].constant
+    assert exported["epochs"] == 3
 
 
 def test_the_printed_example_runs_as_it_stands(finished_search: tuple[Path, Result], here: Path) -> None:
