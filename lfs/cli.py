@@ -256,9 +256,8 @@ head.use(schedule.at(epoch))  # at the start of each epoch
 head(embeddings, labels).backward()"""
 
 
-CONSTANT_HINT = """
-The schedule is one of {epochs} epochs of a proxy; for a training of another length, take the file's "constant":
-MarginHead(LossSpec.model_validate(...["constant"]), num_classes=..., dim=...)"""
+CONSTANT_HINT = """\
+Its schedule is one of {epochs} epochs of a proxy. For a training of another length take its "constant", a LossSpec."""
 
 
 @app.command()
@@ -277,10 +276,10 @@ def export(
         path.write_text(content + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    out.print(f"written: {path}\n", soft_wrap=True)
-    out.print(EXAMPLE.format(path=path), soft_wrap=True)
+    out.print(f"written: {path}", soft_wrap=True)
     if found["constant"] is not None:
         out.print(CONSTANT_HINT.format(epochs=found["epochs"]), soft_wrap=True)
+    out.print("\n" + EXAMPLE.format(path=path), soft_wrap=True)
 
 
 def _run_folder(run: Path | None, data_name: str) -> Path:
