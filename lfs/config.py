@@ -97,6 +97,13 @@ class ExecutorConfig(FrozenModel):
     """A Ray cluster: 'auto' or host:port. None: RAY_ADDRESS, else Ray is started here."""
     trial_timeout_seconds: Annotated[Real, Field(gt=0)] | None = 3600.0
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_beyond_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a whole number above 1, as a share lies on one GPU")
+        return gpus
+
     @field_validator("address")
     @classmethod
     def _on_the_cluster(cls, address: str | None) -> str | None:

@@ -131,6 +131,12 @@ def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
     return baselines + config.search.batch * recipe.horizon_epochs
 
 
+def most_at_once(config: RunConfig) -> int:
+    """How many trials a search can keep busy: a round or the whole list, and all baselines beside it."""
+    searching = len(config.search.losses) if isinstance(config.search, FixedListConfig) else config.search.batch
+    return searching + len(config.all_baselines())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is known of a search before its first trial. `started` is set for a search that is resumed."""
@@ -279,9 +285,10 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
     with ray_executor.connected(config.address, cpus=(config.workers or 1) * config.threads) as have:
         gpus_each = config.gpus_per_worker if config.gpus_per_worker is not None else float(have.gpus >= 1)
         numerics = known or ray_executor.call_on_worker(_probe_here, planned, cpus=config.threads, gpus=gpus_each)
+        room = ray_executor.room(cpus=config.threads, gpus=gpus_each)
         executor = ray_executor.RayExecutor(
             TrainingRunner(task, recipe, numerics),
-            workers=config.workers or max(1, ray_executor.room(cpus=config.threads, gpus=gpus_each)),
+            workers=config.workers or max(1, min(most_at_once(planned.config), room)),
             cpus_per_worker=config.threads,
             gpus_per_worker=gpus_each,
             trial_timeout_seconds=config.trial_timeout_seconds,

@@ -144,18 +144,29 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Resources]:
         local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     else:
         _check_that_it_lets_in(address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        _init(address, **local)
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise ClusterError(f"executor.address '{address}' cannot be joined: {describe_exception(error)}") from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own handler in place
+        tried = "Ray cannot be started here" if local else f"executor.address '{address}' cannot be joined"
+        raise ClusterError(f"{tried}: {describe_exception(error)}") from None
     try:
         yield cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _init(address: str, **local: Any) -> None:
+    """`ray.init`, during and after which SIGTERM means what it meant before: Ray puts its own handler in place."""
+    on_sigterm, terminated = signal.getsignal(signal.SIGTERM), False
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except SystemExit:
+        terminated = True
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _check_that_it_lets_in(address: str) -> None:
@@ -355,7 +366,8 @@ class RayExecutor:
         except RayTaskError as error:
             return self._failed(running, "exception", _last_line(str(error)))
         except RayError as error:
-            return self._failed(running, "lost", f"worker lost: {_first_line(error)}")
+            cause, *_ = _last_line(str(error)).split(". ")  # what follows are numbers and advice
+            return self._failed(running, "lost", f"worker lost: {cause}")
         if isinstance(value, _Failure):
             return self._failed(running, value.cause, value.reason)
         self._idle.append(_Idle(running.actor, time.monotonic()))
@@ -397,7 +409,7 @@ def _fetch(reference: Any) -> Checkpoint | None:
 
 def _last_line(text: str) -> str:
     """Where Ray's text of a failed actor ends with the exception that the actor raised."""
-    return (text.strip().splitlines() or ["no reason was given"])[-1][:500]
+    return (text.strip().splitlines() or ["no reason was given"])[-1].strip()[:500]
 
 
 def _first_line(error: BaseException) -> str:

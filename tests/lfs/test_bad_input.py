@@ -60,6 +60,7 @@ CONFIGS = {
     ),
     "NaN in bounds": ("[space]\nm1 = [nan, 2]", ["space.m1.0", "finite", "nan"]),
     "negative workers": ("[executor]\nworkers = -1", ["executor.workers", "at least 1", "-1"]),
+    "one and a half GPUs": ("[executor]\ngpus_per_worker = 1.5", ["executor.gpus_per_worker", "whole number", "1.5"]),
     "empty rounds": ("[search]\nbatch = 0", ["search.batch", "at least 2", "0"]),
     "odd rounds": ("[search]\nbatch = 3", ["search.batch", "even", "antithetic", "3"]),
     "warm-up as long as the search": (

@@ -2,14 +2,17 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lfs.checkpoints import CheckpointStore
+from lfs.config import HYPER_PARAMETER_FREE, RunConfig
 from lfs.controller import Controller
-from lfs.executor import SerialExecutor
+from lfs.executor import Completed, Lost, SerialExecutor
 from lfs.journal import FILE_NAME, Asked, Event, Finished, Journal, Rebuilt, Resumed, Retried, Told, comparable
+from lfs.launch import most_at_once
 from lfs.search import SearchStoppedError, search
 from lfs.trial import Trial
 from lfs.winner import best_at_horizon
@@ -171,3 +174,30 @@ def test_asks_record_the_count_and_the_controllers_state(tmp_path: Path) -> None
     assert {"round", "mu/m2_rad", "sigma/scale"} <= set(asks[-1].summary)
     assert isinstance(events[-1], Finished)
     assert events[-1].constant is not None
+
+
+class RepeatingExecutor(SerialExecutor):
+    """Reports each outcome twice, the second time with another reward."""
+
+    def wait(self) -> list[Completed | Lost]:
+        (done,) = super().wait()
+        assert isinstance(done, Completed)
+        return [done, replace(done, outcome=replace(done.outcome, reward=0.123))]
+
+
+def test_the_first_outcome_of_a_trial_counts(tmp_path: Path) -> None:
+    once = run(tmp_path / "once", CONTROLLERS["reinforce"](0), RecordingRunner())
+    (tmp_path / "twice").mkdir()
+    with Journal(tmp_path / "twice") as journal:
+        journal.append(started())
+        store = CheckpointStore(tmp_path / "twice" / "checkpoints")
+        executor = RepeatingExecutor(RecordingRunner())
+        search(CONTROLLERS["reinforce"](0), executor, journal, store, choose=best_at_horizon(RECIPE))
+        assert essence(list(journal)) == essence(once)
+
+
+def test_workers_beyond_what_a_search_can_keep_busy_are_not_started() -> None:
+    config = RunConfig.model_validate({"search": {"method": "reinforce", "batch": 6}, "baselines": []})
+    assert most_at_once(config) == 6 + len(HYPER_PARAMETER_FREE)
+    listed = {"method": "fixed_list", "losses": [{"loss": "softmax"}, {"loss": "arcface"}]}
+    assert most_at_once(RunConfig.model_validate({"search": listed})) == 2 + len(config.all_baselines()) + 2
