@@ -4,6 +4,7 @@ Every target-only margin loss is  softplus(lse_neg − T(cos_y)):  lse_neg = log
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from search_space.spec import (
 )
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """A loss over raw embeddings and raw class weights; one float32 value a sample (float64 for float64 input).
 
     What it learns or tracks (AdaCos's scale) is in `state_dict`.
@@ -43,9 +44,9 @@ class Loss(nn.Module):
             )
         return self.from_cosines(fn.cosines(x_ND, w_CD), label_N)
 
+    @abstractmethod
     def from_cosines(self, cos_NC: Tensor, label_N: Tensor) -> Tensor:
         """Loss of each sample, given its cosines."""
-        raise NotImplementedError
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""

@@ -4,6 +4,7 @@ A space names its free parameters with their domains, in natural units, and turn
 `space.encode(space.decode(values)) == values`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -55,21 +56,21 @@ class Domain(FrozenModel):
         return (value - self.low) / (self.high - self.low)
 
 
-class Space(FrozenModel):
+class Space(FrozenModel, ABC):
     """What every space can do. `domains`, `decode` and `encode` are each space's own."""
 
     @property
+    @abstractmethod
     def domains(self) -> Mapping[str, Domain]:
         """The free parameters, in a fixed order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, values: Values) -> LossSpec:
         """The loss at these values. Raises ValueError for a missing, unknown or out-of-bounds value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, spec: LossSpec) -> Values:
         """The values of a loss of this space. Raises ValueError for a loss outside it."""
-        raise NotImplementedError
 
     def sample(self, rng: np.random.Generator) -> LossSpec:
         """A loss drawn uniformly (log-uniformly on log domains)."""
