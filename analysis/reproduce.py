@@ -8,6 +8,7 @@ import pandas as pd
 from analysis import page
 from analysis.ledger import Ledger
 from analysis.page import Section
+from lfs.journal import Started
 
 
 def reproduce_section(ledger: Ledger, *, journal_digest: str) -> Section:
@@ -24,7 +25,7 @@ def reproduce_section(ledger: Ledger, *, journal_digest: str) -> Section:
         page.paragraph("Save the configuration below as run.toml, then:"),
         page.code("lossearch search run.toml"),
         page.heading("Configuration"),
-        page.code(as_toml({**started.config, "numerics": _without_threads(started.numerics)})),
+        page.code(as_toml(_to_repeat(started))),
         page.heading("Data"),
         page.table(_pairs(started.data)),
         page.heading("Versions"),
@@ -33,9 +34,11 @@ def reproduce_section(ledger: Ledger, *, journal_digest: str) -> Section:
     return Section(key="reproduce", title="Reproduce", pieces=pieces)
 
 
-def _without_threads(numerics: Mapping[str, object]) -> dict[str, object]:
-    """The numerics as a config states them: the executor says how many threads a worker has."""
-    return {name: value for name, value in numerics.items() if name != "threads"}
+def _to_repeat(started: Started) -> dict[str, object]:
+    """The config with the numerics that were used, and without `tracking`, whose address may hold a password."""
+    numerics = {name: value for name, value in started.numerics.items() if name != "threads"}
+    kept = {name: value for name, value in started.config.items() if name != "tracking"}
+    return {**kept, "numerics": numerics}
 
 
 def _pairs(values: Mapping[str, object]) -> pd.DataFrame:

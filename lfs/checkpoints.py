@@ -1,5 +1,6 @@
 """The driver's checkpoints: one safetensors file a trial, renamed into place, within a byte budget."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,15 +24,19 @@ class CheckpointStore:
     def save(self, number: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint so that it is whole or absent."""
         partial = self._path(number).with_suffix(".partial")
-        checkpoint.tofile(partial)
+        with partial.open("wb") as file:
+            checkpoint.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.rename(self._path(number))
 
     def load(self, number: int) -> Checkpoint | None:
-        """The checkpoint, or None when it is not here."""
+        """The checkpoint, or None when it is not here, or empty after a power cut."""
         try:
-            return np.fromfile(self._path(number), dtype=np.uint8)
+            checkpoint: Checkpoint = np.fromfile(self._path(number), dtype=np.uint8)
         except FileNotFoundError:
             return None
+        return checkpoint if checkpoint.size else None
 
     def keep_only(self, numbers: Iterable[int]) -> None:
         """Delete all but `numbers`; of these, the last ones where they exceed the budget together."""

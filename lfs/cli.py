@@ -83,6 +83,7 @@ def resume(run: Run, overrides: Set = None) -> None:
 
 
 def _run(planned: "Plan") -> None:
+    from lfs.journal import FILE_NAME
     from lfs.launch import run, workspace_of
     from lfs.progress import Progress
     from lfs.search import SearchStoppedError
@@ -100,10 +101,17 @@ def _run(planned: "Plan") -> None:
                     start_tracking()
                     progress.on_event(event)
 
-                run(planned, on_event=on_event)
+                finished = run(planned, on_event=on_event)
             _conclude(run_dir)
+            if finished.winner is None:
+                err.print(
+                    "lossearch: no trial of the search reached the horizon, so there is no winner", soft_wrap=True
+                )
+                raise typer.Exit(STOPPED)
         except _InterruptedError:
-            out.print(f"interrupted; go on with: lossearch resume {run_dir}", soft_wrap=True)
+            begun = (run_dir / FILE_NAME).exists()
+            what = f"go on with: lossearch resume {run_dir}" if begun else "nothing was begun"
+            out.print(f"interrupted; {what}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except SearchStoppedError as error:
             err.print(f"lossearch: {error}", soft_wrap=True)

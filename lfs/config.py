@@ -142,7 +142,8 @@ that the others have, 30 times as large (tuned on validation)."""
 
 
 class RunConfig(FrozenModel):
-    """One search. `baselines` are trained beside the hyper-parameter-free ones, which always are."""
+    """One search. `baselines` are trained beside the hyper-parameter-free ones, which always are; naming any replaces
+    softmax and the constant margin."""
 
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     data: DataConfig = DataConfig()

@@ -24,6 +24,7 @@ from lfs.config import (
     TrackingConfig,
 )
 from lfs.errors import UserError
+from lfs.tracker_uri import anchored
 from search_space.frozen import FrozenModel
 from search_space.spaces import SPACES
 from trainers.data import DataConfig
@@ -42,8 +43,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, data_path: 
     values = {} if path is None else _read_toml(path)
     if path is not None and isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
         values["data"]["path"] = str(path.parent / Path(values["data"]["path"]).expanduser())
+    _anchor(values, Path.cwd() if path is None else path.absolute().parent)
     for override in overrides:
         _set(values, override)
+    _anchor(values, Path.cwd())
     if data_path is not None:
         _set(values, f"data.path={json.dumps(str(data_path), ensure_ascii=False)}")
     data = values.get("data")
@@ -67,6 +70,13 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(sentence(error, values)) from None
+
+
+def _anchor(values: Mapping[str, Any], folder: Path) -> None:
+    """Make the path of a tracking database absolute."""
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
+        tracking["uri"] = anchored(tracking["uri"], folder)
 
 
 def _fill_discriminators(values: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from trainers.outcome import Outcome
 
 SCHEMA = 1
 FILE_NAME = "journal.jsonl"
+LOCK_NAME = "journal.lock"
 
 
 class JournalError(UserError):
@@ -158,7 +159,7 @@ class Journal:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / FILE_NAME
-        self._lock = FileLock(run_dir / "journal.lock")
+        self._lock = FileLock(run_dir / LOCK_NAME)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -15,6 +15,7 @@ from lfs.executor import Executor, SerialExecutor
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import (
     FILE_NAME,
+    LOCK_NAME,
     SCHEMA,
     Event,
     Finished,
@@ -26,7 +27,7 @@ from lfs.journal import (
 )
 from lfs.rounds import Proposer, RandomRounds, Reinforce, RoundSearch
 from lfs.runner import TrainingRunner, default_device
-from lfs.search import search
+from lfs.search import replay, search
 from lfs.sources import versions
 from lfs.trial import Role
 from lfs.winner import best_at_horizon
@@ -128,7 +129,8 @@ def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
     baselines = len(config.all_baselines()) * recipe.horizon_epochs
     if isinstance(config.search, FixedListConfig):
         return baselines + len(config.search.losses) * recipe.horizon_epochs
-    return baselines + config.search.batch * recipe.horizon_epochs
+    alone = config.search.warmup_epochs - 1
+    return baselines + alone + config.search.batch * (recipe.horizon_epochs - alone)
 
 
 def most_at_once(config: RunConfig) -> int:
@@ -156,11 +158,15 @@ def plan_new(config: RunConfig, run_dir: Path) -> Plan:
     Raises `ConfigError` or `trainers.image_folder.DataError`.
     """
     if (run_dir / FILE_NAME).exists():
-        raise ConfigError(
-            f"the run folder {run_dir} already holds a search; continue it with 'lossearch resume {run_dir}' "
-            "or choose another --run"
-        )
+        raise _holds_a_search(run_dir)
     return _plan(config, run_dir, None)
+
+
+def _holds_a_search(run_dir: Path) -> ConfigError:
+    return ConfigError(
+        f"the run folder {run_dir} already holds a search; continue it with 'lossearch resume {run_dir}' "
+        "or choose another --run"
+    )
 
 
 def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -173,6 +179,8 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
     planned = _plan(overridden(started.config, overrides), run_dir, started)
+    events, _ = read_events(run_dir / FILE_NAME)
+    replay(make_controller(planned.config, planned.recipe), events)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
             f"the data has changed since the search began: its digest was {started.data['digest']} and is "
@@ -213,6 +221,8 @@ def run(planned: Plan, *, on_event: OnEvent) -> Finished:
     `SearchStoppedError` when the search cannot go on.
     """
     with _journal(planned.run_dir) as journal, contextlib.chdir(planned.run_dir):
+        if next(iter(journal), None) != planned.started:
+            raise _holds_a_search(planned.run_dir)  # it was begun while the data were read
         for event in journal:
             on_event(event)
             if isinstance(event, Finished):
@@ -251,8 +261,14 @@ def _journal(run_dir: Path) -> Iterator[Journal]:
         journal = Journal(run_dir)
     except OSError as error:
         raise ConfigError(f"the run folder {run_dir} cannot be written: {error.strerror}") from None
-    with journal:
-        yield journal
+    try:
+        with journal:
+            yield journal
+    finally:
+        if not journal.path.exists():
+            (run_dir / LOCK_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something of the user's
+                run_dir.rmdir()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Wang et al., ICML 2020, Algorithm 1, as corrected in each class. A round trains B copies of the same weights for one
 epoch under B losses; the best copy's weights and optimiser state start every copy of the next round. A warm-up comes
-first: B copies of one loss under B seeds, the best of which starts round 1; the spread of their rewards is the noise.
+first, under one loss: a single trial up to its last epoch, then B copies of that epoch in different orders of the
+data, the best of which starts round 1. The spread of the copies' rewards is the noise of a round's rewards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ Units = npt.NDArray[np.float64]
 
 NOISE_FLOOR = 1e-3
 """The least spread of rewards that is taken for signal, whatever the warm-up showed."""
+
+FAILED_ROUNDS = 3
+"""So many rounds in a row without a single outcome end the search."""
 
 
 class Proposer(Protocol):
@@ -80,21 +84,33 @@ class RoundSearch:
         self._noise = NOISE_FLOOR
         self._worst: float | None = None
         self._parent: Trial | None = None
-        self._waiting = self._warmup(decode(space, np.full(len(space.domains), warmup_unit)))
+        self._failed_rounds = 0
+        self._waiting = self._first_trials(decode(space, np.full(len(space.domains), warmup_unit)))
         self._asked: list[Trial] = []
         self._outcomes: dict[int, Outcome] = {}
 
-    def _warmup(self, spec: LossSpec) -> list[Trial]:
+    def _first_trials(self, spec: LossSpec) -> list[Trial]:
         schedule = LossSchedule.constant(spec)
+        if self._warmup_epochs == 1:
+            return self._copies(schedule, None)
+        epochs = self._warmup_epochs - 1
+        return [Trial(number=next(self._numbers), schedule=schedule, seed=self._seed, epochs=epochs, round=0)]
+
+    def _copies(self, schedule: LossSchedule, parent: Trial | None) -> list[Trial]:
+        """The last epoch of the warm-up, in as many orders of the data as a round has copies."""
+        others = [
+            int(np.random.SeedSequence([self._seed, copy]).generate_state(1)[0]) for copy in range(1, self._batch)
+        ]
         return [
             Trial(
                 number=next(self._numbers),
                 schedule=schedule,
-                seed=self._seed * self._batch + copy,
+                seed=seed,
                 epochs=self._warmup_epochs,
+                parent=None if parent is None else parent.number,
                 round=0,
             )
-            for copy in range(self._batch)
+            for seed in (self._seed, *others)
         ]
 
     def _next_round(self, parent: Trial) -> list[Trial]:
@@ -130,15 +146,21 @@ class RoundSearch:
         rewards_B = np.array(finite_rewards(outcomes, worst=self._worst))
         self._worst = float(rewards_B.min()) if self._worst is None else min(self._worst, float(rewards_B.min()))
         alive = [index for index, outcome in enumerate(outcomes) if outcome.error is None]
+        self._asked, self._outcomes = [], {}
+        if alive:
+            self._parent = trials[max(alive, key=lambda index: float(rewards_B[index]))]
+        self._failed_rounds = 0 if alive else self._failed_rounds + 1
+        if trials[0].epochs < self._warmup_epochs:  # the lone part of the warm-up; without it the copies start afresh
+            self._waiting = self._copies(trials[0].schedule, self._parent)
+            return
+        if self._parent is None or self._failed_rounds == FAILED_ROUNDS:
+            return
         if self._round == 0:
             self._noise = max(NOISE_FLOOR, float(rewards_B[alive].std(ddof=1)) if len(alive) > 1 else 0.0)
         else:
             self._proposer.learn(rewards_B, noise=self._noise)
-        if alive:
-            self._parent = trials[max(alive, key=lambda index: float(rewards_B[index]))]
-        self._asked, self._outcomes = [], {}
         self._round += 1
-        if self._parent is not None and self._round <= self._horizon_epochs - self._warmup_epochs:
+        if self._parent.epochs < self._horizon_epochs:
             self._waiting = self._next_round(self._parent)
 
     def live(self) -> frozenset[int]:

@@ -1,12 +1,14 @@
 """The search loop: ask, run, tell, and write it all down. Resume is replay of the same loop's journal."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.controller import Controller
 from lfs.executor import Completed, Executor, Lost
-from lfs.journal import Asked, Event, Finished, Journal, Rebuilt, Retried, Started, Told
+from lfs.journal import Asked, Event, Finished, Journal, JournalError, Rebuilt, Retried, Started, Told
+from lfs.sources import versions
 from lfs.trial import Trial
 from trainers.outcome import Outcome
 
@@ -32,8 +34,7 @@ def search(
 ) -> Finished:
     """Run a search to its end, from wherever its journal stands.
 
-    Raises `SearchStoppedError` when the controller no longer asks what the journal says it asked, or when trials keep
-    failing in the same way.
+    Raises `JournalError` when the journal cannot be replayed, `SearchStoppedError` when trials keep failing alike.
     """
     loop = _Loop(controller, executor, journal, checkpoints, on_event)
     finished = loop.replay()
@@ -44,6 +45,45 @@ def search(
     finished = Finished(winner=winner, summary=controller.summary(), constant=controller.constant())
     loop.record(finished)
     return finished
+
+
+@dataclass(slots=True)
+class Past:
+    """What a journal says has happened. `told` is in the order of the events; the first outcome of a trial counts."""
+
+    asked: dict[int, Trial] = field(default_factory=dict)
+    told: dict[int, Outcome] = field(default_factory=dict)
+    finished: Finished | None = None
+
+
+def replay(controller: Controller, events: Sequence[Event]) -> Past:
+    """Bring a fresh controller to where the events end.
+
+    Raises `JournalError` when it asks for other trials than the journal says, or when an event of a trial stands before
+    the trial was asked for.
+    """
+    past = Past()
+    for event in events:
+        if isinstance(event, Asked):
+            _replay_ask(controller, event, events)
+            past.asked |= {trial.number: trial for trial in event.trials}
+        elif isinstance(event, Told | Retried | Rebuilt) and event.trial not in past.asked:
+            raise JournalError(f"the journal is damaged: trial {event.trial} was never asked for; restore its lines")
+        elif isinstance(event, Told) and event.trial not in past.told:
+            past.told[event.trial] = event.outcome
+            controller.tell(past.asked[event.trial], event.outcome)
+        elif isinstance(event, Finished):
+            past.finished = event
+    return past
+
+
+def _replay_ask(controller: Controller, event: Asked, events: Sequence[Event]) -> None:
+    if tuple(controller.ask(event.count)) != event.trials:
+        then = next((each.versions for each in events if isinstance(each, Started)), {})
+        raise JournalError(
+            f"the search cannot be resumed: it asked for trials {[trial.number for trial in event.trials]} under "
+            f"{_listed(then)}, and {_listed(versions())} asks for other ones; resume it where it was started"
+        )
 
 
 class _Loop:
@@ -72,27 +112,11 @@ class _Loop:
 
     def replay(self) -> Finished | None:
         """Bring the controller to where the journal stands; untold trials are pending again."""
-        finished = None
-        for event in self._journal:
-            if isinstance(event, Asked):
-                self._replay_ask(event)
-            elif isinstance(event, Told) and event.trial not in self.told:
-                self.told[event.trial] = event.outcome
-                self._controller.tell(self.asked[event.trial], event.outcome)
-            elif isinstance(event, Finished):
-                finished = event
+        past = replay(self._controller, list(self._journal))
+        self.asked, self.told = past.asked, past.told
+        self._recent_errors.extend(outcome.error for outcome in past.told.values())
         self._pending.extend(trial for number, trial in self.asked.items() if number not in self.told)
-        return finished
-
-    def _replay_ask(self, event: Asked) -> None:
-        trials = tuple(self._controller.ask(event.count))
-        if trials != event.trials:
-            started = next((e for e in self._journal if isinstance(e, Started)), None)
-            raise SearchStoppedError(
-                f"the search cannot be resumed: it asked for trials {[t.number for t in event.trials]} under "
-                f"{_versions(started)}, and the versions here ask for other ones; resume it where it was started"
-            )
-        self.asked |= {trial.number: trial for trial in trials}
+        return past.finished
 
     def run(self) -> None:
         while True:
@@ -174,7 +198,5 @@ class _Loop:
             raise SearchStoppedError(f"{IDENTICAL_FAILURES} trials in a row failed alike: {error}")
 
 
-def _versions(started: Started | None) -> str:
-    if started is None:
-        return "unknown versions"
-    return ", ".join(f"{name} {version}" for name, version in started.versions.items())
+def _listed(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in names.items()) or "unknown versions"

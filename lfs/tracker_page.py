@@ -75,15 +75,27 @@ def serve(uri: str, *, port: int = 0, timeout_seconds: float = 120.0) -> Page:
             env={**os.environ, **settings},
         )
         page = Page(f"http://{HOST}:{port}", process)
-        deadline = time.monotonic() + timeout_seconds
-        while not _answers(page.base):
-            late = time.monotonic() > deadline
-            if late or process.poll() is not None:
-                page.close()
-                what = f"did not answer within {timeout_seconds:g} s" if late else "stopped at once"
-                raise TrackingError(f"the MLflow page for {printable(uri)} {what}: {_last_line(log)}")
-            time.sleep(0.2)
+        try:
+            trouble = _trouble(page.base, process, timeout_seconds)
+        except BaseException:  # an interrupt: the server has a session of its own and would stay
+            page.close()
+            raise
+        if trouble:
+            page.close()
+            raise TrackingError(f"the MLflow page for {printable(uri)} {trouble}: {_last_line(log)}")
     return page
+
+
+def _trouble(base: str, process: subprocess.Popen[bytes], timeout_seconds: float) -> str | None:
+    """None once the page answers, else what it did instead."""
+    deadline = time.monotonic() + timeout_seconds
+    while not _answers(base):
+        if process.poll() is not None:
+            return "stopped at once"
+        if time.monotonic() > deadline:
+            return f"did not answer within {timeout_seconds:g} s"
+        time.sleep(0.2)
+    return None
 
 
 def _free_port(port: int) -> int:

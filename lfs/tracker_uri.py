@@ -33,14 +33,21 @@ def resolve_uri(uri: str | None, workspace: Path) -> str:
     """
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(workspace)
     if chosen.startswith("sqlite:///"):
-        _, mark, options = chosen.partition("?")
-        return _sqlite_uri(database_path(chosen).resolve()) + mark + options
+        return anchored(chosen, Path.cwd())
     if chosen == "databricks" or ("://" in chosen and not chosen.startswith("file:")):
         return chosen
     raise TrackingError(
         f"the MLflow tracking URI must be sqlite:///PATH or http(s)://HOST, but got {chosen!r}: "
         "MLflow no longer keeps runs in plain folders"
     )
+
+
+def anchored(uri: str, folder: Path) -> str:
+    """The URI with a relative SQLite path made absolute, seen from `folder`; any other URI as it is."""
+    if not uri.startswith("sqlite:///"):
+        return uri
+    _, mark, options = uri.partition("?")
+    return _sqlite_uri((folder / database_path(uri)).resolve()) + mark + options
 
 
 def database_path(uri: str) -> Path:

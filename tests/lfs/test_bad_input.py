@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lfs.config_file import ConfigError, load_config
 from lfs.journal import FILE_NAME, Finished, Journal, read_events
+from lfs.launch import plan_new, run
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
+from tests.lfs.toy import started
 
 ROOT = Path(__file__).parents[2]
 TRACEBACK_WORDS = ("Traceback", "Error(", "pydantic", "Input should", "input should")
@@ -480,3 +483,29 @@ def test_from_a_shell(arguments: list[str], words: list[str], here: Path) -> Non
     )
     refused(Result(done.returncode, done.stdout, done.stderr), *words)
     assert contents(here) == {}
+
+
+def test_a_run_folder_that_another_search_took_while_the_data_were_read(shapes: Path, here: Path) -> None:
+    run_dir = here / "runs" / "run"
+    first = plan_new(load_config(None, [f"data.path={shapes}"]), run_dir)
+    run_dir.mkdir(parents=True)
+    with Journal(run_dir) as journal:
+        journal.append(started())
+    before = contents(run_dir)
+    with pytest.raises(ConfigError, match="already holds a search"):
+        run(first, on_event=lambda _: None)
+    assert contents(run_dir) == before
+
+
+def test_an_interrupt_before_anything_began_leaves_no_run_folder(
+    shapes: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_new(load_config(None, [f"data.path={shapes}", "executor.kind=serial"]), here / "runs" / "run")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lfs.launch.probe", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, on_event=interrupt)
+    assert not (here / "runs" / "run").exists()

@@ -82,7 +82,7 @@ def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
     assert config.search.losses[0].spec() == catalog.arcface(margin_rad=0.3)
     assert config.baselines[0].spec() == catalog.cosface(margin=0.1, scale=16)
     assert config.executor.trial_timeout_seconds == 60
-    assert config.tracking.uri == "sqlite:///tracked.db"
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/tracked.db"
 
 
 def test_a_table_without_its_kind_is_of_the_default_kind(tmp_path: Path) -> None:

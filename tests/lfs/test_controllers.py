@@ -110,6 +110,7 @@ def test_survives_a_failed_trial(make: Make, worst_number: int) -> None:
     healthy = drive(make(0), 2, random.Random(0))
     asked = drive(make(0), 2, random.Random(0), lambda trial: failed(trial) if trial.number == worst_number else None)
     assert len(asked) == len(healthy)
+    assert max(trial.epochs for trial in asked) == HORIZON_EPOCHS
     assert all(trial.parent != worst_number for trial in asked)
 
 
@@ -133,7 +134,7 @@ def test_losses_change_only_at_the_epoch_where_a_trial_starts(make: Make) -> Non
             assert len(trial.schedule) == 1
             continue
         parent = asked[trial.parent]
-        assert trial.seed == parent.seed
+        assert trial.seed == parent.seed or trial.round == 0  # a warm-up ends in several orders of the data
         assert [trial.schedule.at(epoch) for epoch in range(parent.epochs)] == [
             parent.schedule.at(epoch) for epoch in range(parent.epochs)
         ]

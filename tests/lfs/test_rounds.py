@@ -39,21 +39,55 @@ def u_of(trial: Trial) -> float:
     return target.u
 
 
-def test_warm_up_trains_one_loss_under_several_seeds() -> None:
-    trials = short().ask(100)
-    assert len({trial.schedule for trial in trials}) == 1
-    assert len({trial.seed for trial in trials}) == 4
-    assert u_of(trials[0]) == pytest.approx(0.2 * 32)
-    assert {trial.epochs for trial in trials} == {2}
+def warmed_up(controller: RoundSearch, rewards: Sequence[float | None]) -> Sequence[Trial]:
+    """Tell the warm-up; returns its copies."""
+    tell_round(controller, controller.ask(100), [0.1])
+    copies = controller.ask(100)
+    tell_round(controller, copies, rewards)
+    return copies
+
+
+def test_warm_up_is_one_trial_and_then_copies_of_one_loss_in_several_orders_of_the_data() -> None:
+    controller = short()
+    (alone,) = controller.ask(100)
+    assert (alone.epochs, alone.seed, alone.parent) == (1, 7, None)
+    tell_round(controller, [alone], [0.1])
+    copies = controller.ask(100)
+    assert {trial.schedule for trial in copies} == {alone.schedule}
+    assert u_of(alone) == pytest.approx(0.2 * 32)
+    assert {(trial.epochs, trial.parent) for trial in copies} == {(2, alone.number)}
+    assert copies[0].seed == alone.seed
+    assert len({trial.seed for trial in copies}) == 4
+
+
+def test_the_noise_is_the_spread_of_the_copies() -> None:
+    controller = short()
+    warmed_up(controller, [0.30, 0.34, 0.32, None])
+    assert controller.summary()["noise"] == pytest.approx(0.02)
+
+
+def test_when_the_lone_warm_up_fails_the_copies_start_afresh() -> None:
+    controller = short()
+    tell_round(controller, controller.ask(100), [None])
+    copies = controller.ask(100)
+    assert {(trial.epochs, trial.parent) for trial in copies} == {(2, None)}
+    tell_round(controller, copies, [0.1, 0.2, 0.4, 0.3])
+    assert {trial.parent for trial in controller.ask(100)} == {copies[2].number}
+
+
+def test_a_warm_up_of_one_epoch_has_copies_alone() -> None:
+    space = ModulatingFactor(scale=32)
+    proposer = Reinforce(parameters=1, rounds=2, start=1 / 3, sigma_start=0.2, sigma_end=0.08)
+    controller = RoundSearch(space, proposer, batch=4, warmup_epochs=1, warmup_unit=1 / 3, horizon_epochs=3, seed=7)
+    assert [(trial.epochs, trial.parent) for trial in controller.ask(100)] == [(1, None)] * 4
 
 
 def test_the_best_copy_starts_the_next_round() -> None:
     controller = short()
-    warm_up = controller.ask(100)
-    tell_round(controller, warm_up, [0.1, 0.4, 0.3, 0.2])
+    copies = warmed_up(controller, [0.1, 0.4, 0.3, 0.2])
     first = controller.ask(100)
-    assert {trial.parent for trial in first} == {1}
-    assert {trial.seed for trial in first} == {warm_up[1].seed}
+    assert {trial.parent for trial in first} == {copies[1].number}
+    assert {trial.seed for trial in first} == {copies[1].seed}
     assert {trial.epochs for trial in first} == {3}
     tell_round(controller, first, [0.1, 0.2, 0.3, 0.9])
     assert {trial.parent for trial in controller.ask(100)} == {first[3].number}
@@ -121,20 +155,23 @@ def test_converges_on_a_noisy_quadratic() -> None:
 def test_failures_count_as_the_worst_reward_so_far() -> None:
     with_failure, with_worst = short(), short()
     for controller in (with_failure, with_worst):
-        tell_round(controller, controller.ask(100), [0.5, 0.4, 0.2, 0.6])
+        warmed_up(controller, [0.5, 0.4, 0.2, 0.6])
     tell_round(with_failure, with_failure.ask(100), [0.5, None, 0.7, 0.6])
-    tell_round(with_worst, with_worst.ask(100), [0.5, 0.2, 0.7, 0.6])
+    tell_round(with_worst, with_worst.ask(100), [0.5, 0.1, 0.7, 0.6])
     assert with_failure.summary() == with_worst.summary()
 
 
 def test_a_round_of_failures_keeps_the_old_start() -> None:
     controller = short()
-    tell_round(controller, controller.ask(100), [0.5, 0.4, 0.2, 0.6])
-    first = controller.ask(100)
-    tell_round(controller, first, [None] * 4)
+    copies = warmed_up(controller, [0.5, 0.4, 0.2, 0.6])
+    tell_round(controller, controller.ask(100), [None] * 4)
     again = controller.ask(100)
-    assert {trial.parent for trial in again} == {3}
-    assert {trial.epochs for trial in again} == {3}
+    assert {(trial.parent, trial.epochs) for trial in again} == {(copies[3].number, 3)}
+    for _ in range(2):
+        assert again
+        tell_round(controller, again, [None] * 4)
+        again = controller.ask(100)
+    assert not again
 
 
 def test_reinforce_recommends_the_mean_of_its_last_mu_and_random_nothing() -> None:

@@ -11,7 +11,19 @@ from lfs.checkpoints import CheckpointStore
 from lfs.config import HYPER_PARAMETER_FREE, RunConfig
 from lfs.controller import Controller
 from lfs.executor import Completed, Lost, SerialExecutor
-from lfs.journal import FILE_NAME, Asked, Event, Finished, Journal, Rebuilt, Resumed, Retried, Told, comparable
+from lfs.journal import (
+    FILE_NAME,
+    Asked,
+    Event,
+    Finished,
+    Journal,
+    JournalError,
+    Rebuilt,
+    Resumed,
+    Retried,
+    Told,
+    comparable,
+)
 from lfs.launch import most_at_once
 from lfs.search import SearchStoppedError, search
 from lfs.trial import Trial
@@ -59,6 +71,43 @@ def test_resume_after_any_event_gives_the_same_journal(name: str, tmp_path: Path
         shutil.rmtree(folder)
 
 
+def test_a_search_stopped_by_alike_failures_stops_at_the_same_trial_after_any_cut(tmp_path: Path) -> None:
+    def runner() -> RecordingRunner:
+        return RecordingRunner(failing=dict.fromkeys(range(4, 100), "the disk is full"))
+
+    with pytest.raises(SearchStoppedError):
+        run(tmp_path / "whole", CONTROLLERS["with_baselines"](0), runner())
+    lines = (tmp_path / "whole" / FILE_NAME).read_bytes().splitlines(keepends=True)
+    for cut in range(1, len(lines)):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / FILE_NAME).write_bytes(b"".join(lines[:cut]))
+        with pytest.raises(SearchStoppedError, match="failed alike"):
+            run(folder, CONTROLLERS["with_baselines"](0), runner())
+        with Journal(folder) as journal, Journal(tmp_path / "whole") as whole:
+            assert essence(list(journal)) == essence(list(whole))
+
+
+def test_a_told_trial_that_was_never_asked_for_is_damage(tmp_path: Path) -> None:
+    run(tmp_path / "a", CONTROLLERS["reinforce"](0), RecordingRunner())
+    path = tmp_path / "a" / FILE_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:1] + lines[2:]))
+    with pytest.raises(JournalError, match="trial 0 was never asked for"):
+        run(tmp_path / "a", CONTROLLERS["reinforce"](0), RecordingRunner())
+
+
+def test_an_emptied_checkpoint_is_rebuilt(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", CONTROLLERS["reinforce"](0), RecordingRunner())
+    lines = (tmp_path / "whole" / FILE_NAME).read_bytes().splitlines(keepends=True)
+    folder = tmp_path / "cut"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / FILE_NAME).write_bytes(b"".join(lines[:14]))
+    for number in range(20):
+        (folder / "checkpoints" / f"{number:06d}.safetensors").touch()
+    assert essence(run(folder, CONTROLLERS["reinforce"](0), RecordingRunner())) == essence(whole)
+
+
 def test_resume_runs_again_only_what_is_untold_and_the_lineage_that_it_needs(tmp_path: Path) -> None:
     run(tmp_path / "whole", CONTROLLERS["reinforce"](0), RecordingRunner())
     lines = (tmp_path / "whole" / FILE_NAME).read_bytes().splitlines(keepends=True)
@@ -103,7 +152,7 @@ def test_resume_under_another_search_says_so(tmp_path: Path) -> None:
     run(tmp_path / "a", CONTROLLERS["reinforce"](0), RecordingRunner())
     path = tmp_path / "a" / FILE_NAME
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:6]))
-    with pytest.raises(SearchStoppedError, match=r"cannot be resumed: .* under lossearch 0"):
+    with pytest.raises(JournalError, match=r"cannot be resumed: .* under lossearch 0, and .* asks for other"):
         run(tmp_path / "a", CONTROLLERS["reinforce"](1), RecordingRunner())
 
 
@@ -155,11 +204,9 @@ def test_the_winner_is_the_best_choice_score_at_the_horizon() -> None:
             reward=0.9, metrics={"choice/tar_at_far_1e-3": choice, "choice/eer": choice}, seconds=0, images=0
         )
 
-    asked = CONTROLLERS["reinforce"](0).ask(4)
-    at_horizon = {
-        trial.number: Trial(number=trial.number, schedule=trial.schedule, seed=0, epochs=HORIZON_EPOCHS)
-        for trial in asked[:3]
-    } | {3: asked[3]}
+    schedule = CONTROLLERS["reinforce"](0).ask(1)[0].schedule
+    epochs = (HORIZON_EPOCHS, HORIZON_EPOCHS, HORIZON_EPOCHS, HORIZON_EPOCHS - 1)
+    at_horizon = {n: Trial(number=n, schedule=schedule, seed=0, epochs=each) for n, each in enumerate(epochs)}
     outcomes = {0: told(0.4), 1: told(0.6), 2: told(0.5), 3: told(0.9)}
     assert best_at_horizon(RECIPE)(at_horizon, outcomes) == 1
     by_eer = Recipe(horizon_epochs=HORIZON_EPOCHS, reward="one_minus_eer")
