@@ -1,5 +1,6 @@
 """`RunConfig`: everything a search is told. `lfs.config_file` reads it."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -27,7 +28,7 @@ class NamedLoss(FrozenModel):
     @field_validator("recipe")
     @classmethod
     def _recipe_fields(cls, recipe: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        Recipe.model_validate(recipe)
+        Recipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
         return recipe
 
     @model_validator(mode="after")
@@ -159,7 +160,7 @@ class RunConfig(FrozenModel):
     @field_validator("recipe")
     @classmethod
     def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-        Recipe.model_validate(recipe)
+        Recipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
         return recipe
 
     def all_baselines(self) -> tuple[NamedLoss, ...]:

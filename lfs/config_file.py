@@ -67,7 +67,8 @@ def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig
 def validated(values: Mapping[str, Any]) -> RunConfig:
     """The config of these values. Raises `ConfigError`."""
     try:
-        return RunConfig.model_validate(values)
+        # JSON's strict mode takes a list for a tuple and 1 for 1.0, but neither "1" nor true for 1
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(sentence(error, values)) from None
 
