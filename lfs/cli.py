@@ -68,14 +68,12 @@ def search(
 @app.command()
 def resume(run: Run, overrides: Set = None) -> None:
     """Go on with an interrupted search; --set takes executor.* and tracking.*."""
-    from lfs.journal import FILE_NAME, Finished, read_events
     from lfs.launch import plan_resume
 
     run_dir = run.absolute()
     with out.status("reading the data"):
         planned = plan_resume(run_dir, overrides or [])
-    events, _ = read_events(run_dir / FILE_NAME)
-    if isinstance(events[-1], Finished):
+    if planned.finished:
         out.print("this search is finished: nothing is left to train")
         _conclude(run_dir)
     else:

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfs.checkpoints import CheckpointStore
@@ -141,7 +141,8 @@ def most_at_once(config: RunConfig) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is known of a search before its first trial. `started` is set for a search that is resumed."""
+    """What is known of a search before its first trial. `started` is set for a search that is resumed, `finished` where
+    nothing is left of it to do."""
 
     run_dir: Path
     config: RunConfig
@@ -150,6 +151,7 @@ class Plan:
     epochs: int
     """Planned, over all trials."""
     started: Started | None = None
+    finished: bool = False
 
 
 def plan_new(config: RunConfig, run_dir: Path) -> Plan:
@@ -174,23 +176,27 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
 
     Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
     """
-    started = read_started(run_dir)
+    started, events = _read_search(run_dir)
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
     planned = _plan(overridden(started.config, overrides), run_dir, started)
-    events, _ = read_events(run_dir / FILE_NAME)
-    replay(make_controller(planned.config, planned.recipe), events)
+    past = replay(make_controller(planned.config, planned.recipe), events)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
             f"the data has changed since the search began: its digest was {started.data['digest']} and is "
             f"{planned.task.digest}; put the old data back or start a new search"
         )
-    return planned
+    return replace(planned, finished=past.finished is not None)
 
 
 def read_started(run_dir: Path) -> Started:
     """The first event of a run. Raises `JournalError` when there is none or it is of another schema."""
+    return _read_search(run_dir)[0]
+
+
+def _read_search(run_dir: Path) -> tuple[Started, list[Event]]:
+    """The first event of a run, and all its events."""
     path = run_dir / FILE_NAME
     events, _ = read_events(path)
     if not events or not isinstance(events[0], Started):
@@ -200,7 +206,7 @@ def read_started(run_dir: Path) -> Started:
             f"{path} has schema {events[0].schema_version}, and this version reads schema {SCHEMA}; "
             f"use lossearch {events[0].versions.get('lossearch', 'of that time')}"
         )
-    return events[0]
+    return events[0], events
 
 
 def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:

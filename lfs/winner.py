@@ -7,15 +7,9 @@ from pydantic import JsonValue
 from lfs.journal import Asked, Event, Finished, JournalError, Started
 from lfs.search import Choose
 from lfs.trial import Trial
+from trainers.evaluation import reward_of
 from trainers.outcome import Outcome
 from trainers.recipe import Recipe
-
-
-def choice_score(outcome: Outcome, recipe: Recipe) -> float:
-    """The recipe's reward metric on the identities that are kept for the choice."""
-    if recipe.reward == "one_minus_eer":
-        return 1.0 - outcome.metrics["choice/eer"]
-    return outcome.metrics[f"choice/{recipe.reward}"]
 
 
 def best_at_horizon(recipe: Recipe) -> Choose:
@@ -23,7 +17,7 @@ def best_at_horizon(recipe: Recipe) -> Choose:
 
     def choose(trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome]) -> int | None:
         scores = {
-            number: choice_score(outcome, recipe)
+            number: reward_of(outcome.metrics, recipe.reward, "choice")
             for number, outcome in sorted(outcomes.items())
             if outcome.error is None
             and trials[number].role == "search"

@@ -6,6 +6,7 @@ N images, C classes, D embedding, K colour channels, H×W image.
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +46,9 @@ def as_float(images_NKHW: Tensor) -> Tensor:
     return images_NKHW.float() / 127.5 - 1
 
 
-def reward_of(scores: Mapping[str, float], metric: RewardMetric) -> float:
-    """The number that a search maximises, on the `reward` half of the validation identities."""
-    return 1 - scores["reward/eer"] if metric == "one_minus_eer" else scores[f"reward/{metric}"]
+def reward_of(scores: Mapping[str, float], metric: RewardMetric, half: Literal["reward", "choice"] = "reward") -> float:
+    """The number that a search maximises, on one half of the validation identities."""
+    return 1 - scores[f"{half}/eer"] if metric == "one_minus_eer" else scores[f"{half}/{metric}"]
 
 
 class Evaluator:
