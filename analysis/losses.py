@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from search_space import LossSpec, catalog, target_logit
-from search_space.spec import (
+from search_space.parts import (
     AdaCosScale,
     CombinedTarget,
     ConstantMargin,

@@ -1,6 +1,6 @@
 """What a loss is, and which losses may be asked for."""
 
-from search_space import catalog
+from search_space import catalog, parts
 from search_space.head import MarginHead
 from search_space.loss import Loss, build, target_logit
 from search_space.schedule import LossSchedule, ScheduleEntry
@@ -21,5 +21,6 @@ __all__ = [
     "Space",
     "build",
     "catalog",
+    "parts",
     "target_logit",
 ]

@@ -1,21 +1,41 @@
 """The pure functions that losses are made of.
 
-Shapes: N batch, C classes, D embedding. `cos_NC` holds cosines between embeddings and class weights; `cos_N` those of
-the targets. Every function returns one value a sample; the caller reduces.
+Shapes: N batch, C classes, R rows of class weights, D embedding. `cos_NC` holds cosines between embeddings and class
+weights, `cos_N` those of the targets. Every function returns one value a sample; the caller reduces.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_space.spec import CombinedTarget, ConstantMargin, GradientMode
+from search_space.parts import GradientMode
 
 
-def cosines(x_ND: Tensor, w_CD: Tensor) -> Tensor:
-    """Cosines N×C of raw embeddings and raw class weights, at least in float32 whatever autocast says."""
+def wide(x: Tensor, *others: Tensor) -> torch.dtype:
+    """The dtype that losses are computed in: at least float32, float64 for float64 input."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for other in others:
+        dtype = torch.promote_types(dtype, other.dtype)
+    return dtype
+
+
+def cosines(x_ND: Tensor, w_RD: Tensor) -> Tensor:
+    """Cosines N×R of raw embeddings and raw class weights, at least in float32 whatever autocast says."""
     with torch.autocast(device_type=x_ND.device.type, enabled=False):
-        wide = torch.promote_types(torch.promote_types(x_ND.dtype, w_CD.dtype), torch.float32)
-        return F.normalize(x_ND.to(wide)) @ F.normalize(w_CD.to(wide)).T
+        dtype = wide(x_ND, w_RD)
+        return F.normalize(x_ND.to(dtype)) @ F.normalize(w_RD.to(dtype)).T
+
+
+def norms(x_ND: Tensor) -> Tensor:
+    """‖x‖ of raw embeddings, at least in float32."""
+    with torch.autocast(device_type=x_ND.device.type, enabled=False):
+        norm_N: Tensor = torch.linalg.vector_norm(x_ND.to(wide(x_ND)), dim=1)
+        return norm_N
+
+
+def nearest_center(cos_NR: Tensor, centers: int) -> Tensor:
+    """Cosines N×C to the nearest of each class's centers; row j·K + k is center k of class j (Deng et al. 2020)."""
+    return cos_NR if centers == 1 else cos_NR.view(len(cos_NR), -1, centers).amax(2)
 
 
 def angle(cos_N: Tensor) -> Tensor:
@@ -30,25 +50,14 @@ def angle(cos_N: Tensor) -> Tensor:
     return exact.acos() - (cos_N - cos_N.detach()) / sine
 
 
-def combined_margin(cos_N: Tensor, margin: ConstantMargin, *, guard: str) -> Tensor:
-    """f(cos) = cos φ − m3, φ = m1·θ + m2, past φ = π as `guard` says (see `CombinedTarget`)."""
-    if margin.m1 == 1 and margin.m2_rad == 0:
-        return cos_N - margin.m3
-    theta = angle(cos_N)
-    phi = margin.m1 * theta + margin.m2_rad
-    if guard == "none":
-        return phi.cos() - margin.m3
-    if guard == "linear":
-        m2_rad = torch.tensor(margin.m2_rad, dtype=cos_N.dtype, device=cos_N.device)
-        return torch.where(phi > torch.pi, cos_N - m2_rad * m2_rad.sin(), phi.cos()) - margin.m3
-    turns = (phi.detach() / torch.pi).floor()
-    sign = 1.0 - 2.0 * (turns % 2)
-    return sign * phi.cos() - 2.0 * turns - margin.m3
-
-
-def straight_through(cos_N: Tensor, mapped_N: Tensor, gradient: GradientMode) -> Tensor:
+def straight_through(cos: Tensor, mapped: Tensor, gradient: GradientMode) -> Tensor:
     """`mapped`, or for `detached` its value with the gradient of `cos` (characteristic gradient detachment)."""
-    return mapped_N if gradient == "exact" else cos_N + (mapped_N - cos_N).detach()
+    return mapped if gradient == "exact" else cos + (mapped - cos).detach()
+
+
+def gather_target(value_NC: Tensor, label_N: Tensor) -> Tensor:
+    """The target's column, N."""
+    return value_NC.gather(1, label_N[:, None]).squeeze(1)
 
 
 def log_sum_exp_negatives(logit_NC: Tensor, label_N: Tensor) -> Tensor:
@@ -56,9 +65,14 @@ def log_sum_exp_negatives(logit_NC: Tensor, label_N: Tensor) -> Tensor:
     return logit_NC.scatter(1, label_N[:, None], -torch.inf).logsumexp(1)
 
 
-def target_only_loss(lse_neg_N: Tensor, target_logit_N: Tensor) -> Tensor:
-    """−log softmax(ℓ)_y = softplus(lse_neg − T), which never subtracts a probability from 1."""
-    return F.softplus(lse_neg_N - target_logit_N, threshold=50.0)
+def sum_negatives(value_NC: Tensor, label_N: Tensor) -> Tensor:
+    """Σ_{j≠y} of a value."""
+    return value_NC.scatter(1, label_N[:, None], 0.0).sum(1)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), exact to rounding: −log p_m = softplus(lse_neg − T) never subtracts a probability from 1."""
+    return F.softplus(x, threshold=50.0)
 
 
 def squared_error(cos_NC: Tensor, label_N: Tensor) -> Tensor:
@@ -68,6 +82,6 @@ def squared_error(cos_NC: Tensor, label_N: Tensor) -> Tensor:
     return 0.5 * residual_NC.square().sum(1)
 
 
-def target_map(cos_N: Tensor, target: CombinedTarget, margin: ConstantMargin, gradient: GradientMode) -> Tensor:
-    """The combined margin under a gradient mode."""
-    return straight_through(cos_N, combined_margin(cos_N, margin, guard=target.guard), gradient)
+def with_gradient(value_N: Tensor, surrogate_N: Tensor) -> Tensor:
+    """`value` with the gradient of `surrogate`."""
+    return value_N.detach() + surrogate_N - surrogate_N.detach()

@@ -1,9 +1,11 @@
 """`MarginHead`: a loss with its class weights, for anyone's training loop."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from search_space.loss import build
+from search_space.loss import Loss, build
 from search_space.spec import LossSpec
 
 
@@ -11,23 +13,49 @@ class MarginHead(nn.Module):
     """Class weights and a loss: `(embeddings_ND, labels_N)` → the batch's mean loss.
 
     Give its parameters to the optimiser beside the network's; `state_dict` holds the weights and whatever the loss
-    tracks. `generator` makes the initial weights repeatable (rows of expected norm 1).
+    tracks or learns. `class_counts` gives the training images of each class, where a margin depends on them.
+    `sample_rate` below 1 computes the loss over the batch's own classes and as many random others as make that share
+    of all (Partial FC, An et al. 2021). `generator` makes the initial weights repeatable (rows of expected norm 1).
     """
 
-    def __init__(self, spec: LossSpec, num_classes: int, dim: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        spec: LossSpec,
+        num_classes: int,
+        dim: int,
+        *,
+        class_counts: Sequence[int] | None = None,
+        sample_rate: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        self.loss = build(spec, num_classes=num_classes)
-        self.weight = nn.Parameter(torch.randn(num_classes, dim, generator=generator) / dim**0.5)
+        if not 0 < sample_rate <= 1:
+            raise ValueError(f"sample_rate must lie in (0, 1], but got sample_rate={sample_rate}")
+        self._num_classes, self._class_counts = num_classes, class_counts
+        self._classes_seen = max(2, round(sample_rate * num_classes))
+        self.loss = self._build(spec)
+        self.weight = nn.Parameter(torch.randn(num_classes * spec.centers, dim, generator=generator) / dim**0.5)
+
+    def _build(self, spec: LossSpec) -> Loss:
+        return build(
+            spec, num_classes=self._num_classes, class_counts=self._class_counts, classes_seen=self._classes_seen
+        )
 
     def use(self, spec: LossSpec) -> None:
         """Go on under another loss, with the same class weights: call it where a `LossSchedule` changes.
 
-        What the old loss tracked (AdaCos's scale) carries over where the new one tracks the same.
+        What the old loss tracked (AdaCos's scale) carries over where the new one tracks the same. Raises ValueError
+        when the new loss needs another number of class weights.
         """
         if spec == self.loss.spec:
             return
-        old, new = self.loss, build(spec, num_classes=len(self.weight))
+        if spec.centers != self.loss.spec.centers:
+            raise ValueError(
+                f"the head has {self.loss.spec.centers} class weights a class, but the loss has centers={spec.centers}"
+            )
+        old, new = self.loss, self._build(spec)
         self.loss = new.to(self.weight.device).train(self.training)
+        self.loss.generator = old.generator
         if old.state_dict().keys() == self.loss.state_dict().keys():
             self.loss.load_state_dict(old.state_dict())
 
@@ -35,5 +63,23 @@ class MarginHead(nn.Module):
         """Mean loss of the batch, a scalar. Raises ValueError when the embeddings' width is not `dim`."""
         if embeddings_ND.ndim != 2 or embeddings_ND.shape[1] != self.weight.shape[1]:
             raise ValueError(f"embeddings must be N×{self.weight.shape[1]}, but got shape {tuple(embeddings_ND.shape)}")
-        losses_N: Tensor = self.loss(embeddings_ND, self.weight, labels_N)
+        losses_N: Tensor
+        if self._classes_seen == self._num_classes:
+            losses_N = self.loss(embeddings_ND, self.weight, labels_N)
+        else:
+            class_S = self._sampled(labels_N)
+            weight_SKD = self.weight.view(self._num_classes, -1, self.weight.shape[1])[class_S]
+            column_N = torch.searchsorted(class_S, labels_N)
+            losses_N = self.loss(embeddings_ND, weight_SKD.flatten(0, 1), column_N, class_N=labels_N)
         return losses_N.mean()
+
+    def _sampled(self, labels_N: Tensor) -> Tensor:
+        """The batch's classes and random others, S of them, rising."""
+        if len(labels_N) > self._classes_seen:
+            raise ValueError(
+                f"sample_rate leaves {self._classes_seen} of {self._num_classes} classes, too few for a batch of "
+                f"{len(labels_N)}; raise it"
+            )
+        priority_C = torch.rand(self._num_classes, device=labels_N.device)
+        priority_C[labels_N] = 2.0
+        return priority_C.topk(self._classes_seen).indices.sort().values

@@ -1,156 +1,161 @@
-"""`build` turns a `LossSpec` into a module; `target_logit` draws one.
+"""`build` composes the parts of a `LossSpec` into a module; `target_logit` draws its target map.
 
 Every target-only margin loss is  softplus(lse_neg − T(cos_y)):  lse_neg = log Σ_{j≠y} exp(s·cos_j),  T = s·f(cos_y).
+Maps of the negatives change lse_neg; objectives other than cross entropy change what is made of the gap.
 """
 
-import math
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from search_space import functional as fn
-from search_space.spec import (
-    MAX_SCALE,
-    AdaCosScale,
-    CombinedTarget,
-    ConstantMargin,
-    ConstantScale,
-    LossSpec,
-    ModulatingTarget,
-    SquaredError,
-)
+from search_space import parts
+from search_space.distributed import gathered
+from search_space.maps import Batch, column, negative_map, target_map
+from search_space.objectives import Logits, objective
+from search_space.providers import DynamicAdaCos, LearnedMargins, margin_provider, scale_provider
+from search_space.spec import COSINE_OBJECTIVES, LossSpec
+
+NOMINAL_NORM = 20.0
+"""‖x‖ where a loss is drawn or probed without embeddings: the middle of AdaFace's range, as it starts."""
+
+_CLOSEST_RAD = 1e-3
+"""Class weights closer than this repel each other as if they were this far apart (θ^−2 has no bound)."""
 
 
-class Loss(nn.Module, ABC):
+class Loss(nn.Module):
     """A loss over raw embeddings and raw class weights; one float32 value a sample (float64 for float64 input).
 
-    What it learns or tracks (AdaCos's scale) is in `state_dict`.
+    What it learns or tracks (AdaCos's scale, running averages, margins, a bias) is in `state_dict`; it moves in
+    training mode, before it is used, and under data parallelism follows the global batch. Random margins are drawn in
+    training mode from `generator`, from torch's global one when that is None.
     """
 
-    def __init__(self, spec: LossSpec, num_classes: int) -> None:
+    def __init__(
+        self, spec: LossSpec, num_classes: int, *, class_counts: Sequence[int] | None, classes_seen: int
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.num_classes = num_classes
+        self.rows = classes_seen * spec.centers
+        self.generator: torch.Generator | None = None
+        self.margin = margin_provider(spec.margin, spec.negative, num_classes=num_classes, class_counts=class_counts)
+        self.scale = scale_provider(spec.scale, num_classes=num_classes)
+        self.target = target_map(spec.target)
+        self.negative = negative_map(spec.negative)
+        self.objective = objective(spec, num_classes=num_classes, classes_seen=classes_seen)
 
-    def forward(self, x_ND: Tensor, w_CD: Tensor, label_N: Tensor) -> Tensor:
-        """Loss of each sample. `x_ND` and `w_CD` are normalised here; `label_N` int64 in [0, C).
+    def forward(self, x_ND: Tensor, w_RD: Tensor, label_N: Tensor, *, class_N: Tensor | None = None) -> Tensor:
+        """Loss of each sample. `x_ND` and `w_RD` are normalised here; `label_N` int64 counts classes of `w_RD`.
 
-        Raises ValueError when `w_CD` has not one row a class.
+        With several centers, row j·K + k is center k of class j. `class_N` names the classes of the labels where
+        `w_RD` holds a sample of all classes. Raises ValueError when `w_RD` has another number of rows than the loss was
+        built for.
         """
-        if len(w_CD) != self.num_classes:
+        if len(w_RD) != self.rows:
             raise ValueError(
-                f"the loss was built for num_classes={self.num_classes}, but got {len(w_CD)} class weights"
+                f"the loss was built for num_classes={self.num_classes} and needs {self.rows} class weights, but got "
+                f"{len(w_RD)}"
             )
-        return self.from_cosines(fn.cosines(x_ND, w_CD), label_N)
+        with torch.autocast(device_type=x_ND.device.type, enabled=False):
+            cos_NC = fn.nearest_center(fn.cosines(x_ND, w_RD), self.spec.centers)
+            loss_N = self.from_cosines(cos_NC, label_N, norm_N=fn.norms(x_ND), class_N=class_N)
+            if isinstance(self.spec.regularizer, parts.EnergyRegularizer):
+                loss_N = loss_N + self.spec.regularizer.strength * hyperspherical_energy(w_RD, label_N)
+            return loss_N
 
-    @abstractmethod
-    def from_cosines(self, cos_NC: Tensor, label_N: Tensor) -> Tensor:
-        """Loss of each sample, given its cosines."""
+    def from_cosines(
+        self, cos_NC: Tensor, label_N: Tensor, *, norm_N: Tensor | None = None, class_N: Tensor | None = None
+    ) -> Tensor:
+        """Loss of each sample, given its cosines and embedding norms (`NOMINAL_NORM` by default).
+
+        All but the hyperspherical energy, which is of the class weights.
+        """
+        batch = self._batch(cos_NC, label_N, norm_N, class_N)
+        scale = self.scale(batch)
+        loss_N = self.objective(batch, scale, self._logits)
+        return self.spec.weight * loss_N + self._penalty(batch)
+
+    def logits(self, cos_NC: Tensor, label_N: Tensor, *, norm_N: Tensor | None = None) -> Logits:
+        """The target's and the negatives' logits. Raises ValueError for an objective on bare cosines."""
+        if isinstance(self.spec.objective, COSINE_OBJECTIVES):
+            raise ValueError(f"objective '{self.spec.objective.kind}' works on bare cosines and has no logits")
+        batch = self._batch(cos_NC, label_N, norm_N, None)
+        return self._logits(batch, self.scale(batch))
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""
-        return None
+        return self.scale.diagnose() if isinstance(self.scale, DynamicAdaCos) else None
+
+    def _batch(self, cos_NC: Tensor, label_N: Tensor, norm_N: Tensor | None, class_N: Tensor | None) -> Batch:
+        return Batch(
+            cos_NC=cos_NC,
+            cos_y_N=fn.gather_target(cos_NC, label_N),
+            label_N=label_N,
+            class_N=label_N if class_N is None else class_N,
+            norm_N=cos_NC.new_full((len(cos_NC),), NOMINAL_NORM) if norm_N is None else norm_N,
+            training=self.training,
+            generator=self.generator,
+        )
+
+    def _logits(self, batch: Batch, scale: float | Tensor) -> Logits:
+        gradient, margins = self.spec.gradient, self.margin(batch)
+        f_N = self.target(batch, margins, scale)
+        n_NC = self.negative(batch, f_N, margins)
+        return Logits(
+            target_N=scale * fn.straight_through(batch.cos_y_N, f_N, gradient),
+            negative_NC=column(scale) * fn.straight_through(batch.cos_NC, n_NC, gradient),
+            label_N=batch.label_N,
+        )
+
+    def _penalty(self, batch: Batch) -> Tensor | float:
+        regularizer, scale = self.spec.regularizer, self.spec.scale
+        penalty: Tensor | float = 0.0
+        if isinstance(regularizer, parts.NormRegularizer):
+            a_N = batch.norm_N.clamp(regularizer.lower_norm, regularizer.upper_norm)
+            penalty = regularizer.strength * (a_N / regularizer.upper_norm**2 + 1 / a_N)
+        if isinstance(regularizer, parts.MarginRegularizer) and isinstance(self.margin, LearnedMargins):
+            penalty = regularizer.strength * (1 - self.margin.margin_C.mean())
+        if isinstance(scale, parts.SoftNormScale):
+            penalty = penalty + scale.strength * (batch.norm_N - scale.norm).abs()
+        return penalty
 
 
-class SquaredErrorLoss(Loss):
-    """P2SGrad as a sum of squares."""
-
-    def from_cosines(self, cos_NC: Tensor, label_N: Tensor) -> Tensor:
-        """½ Σ_j (cos_j − 1[j = y])²."""
-        return self.spec.weight * fn.squared_error(cos_NC, label_N)
-
-
-class MarginSoftmaxLoss(Loss):
-    """softplus(lse_neg − T(cos_y)) under a fixed scale."""
-
-    def __init__(self, spec: LossSpec, num_classes: int) -> None:
-        super().__init__(spec, num_classes)
-        self.fixed_scale = initial_scale(spec, num_classes)
-
-    def from_cosines(self, cos_NC: Tensor, label_N: Tensor) -> Tensor:
-        """−log softmax(ℓ)_y with ℓ_y = T(cos_y), ℓ_j = s·cos_j."""
-        scale = self.scale_for(cos_NC, label_N)
-        cos_y_N = cos_NC.gather(1, label_N[:, None]).squeeze(1)
-        lse_neg_N = fn.log_sum_exp_negatives(scale * cos_NC, label_N)
-        return self.spec.weight * fn.target_only_loss(lse_neg_N, scaled_target(self.spec, cos_y_N, scale))
-
-    def scale_for(self, cos_NC: Tensor, label_N: Tensor) -> float | Tensor:  # noqa: ARG002 (dynamic scales use both)
-        """The scale of this batch."""
-        return self.fixed_scale
-
-
-class DynamicAdaCosLoss(MarginSoftmaxLoss):
-    """Any target map under AdaCos's dynamic scale (Zhang et al., CVPR 2019, Eqs. 14-16).
-
-    In training, before the loss: s ← log B_avg / cos(min(π/4, θ_med)), B_avg the batch mean of Σ_{j≠y} exp(s·cos_j)
-    at the old s, θ_med the lower median of the target angles. The scale is a buffer, frozen in eval.
-    """
-
-    scale: Tensor
-
-    def __init__(self, spec: LossSpec, num_classes: int) -> None:
-        super().__init__(spec, num_classes)
-        self.register_buffer("scale", torch.tensor(self.fixed_scale, dtype=torch.float32))
-
-    def scale_for(self, cos_NC: Tensor, label_N: Tensor) -> Tensor:
-        """The scale of this batch, updated first when training."""
-        if self.training:
-            self._update(cos_NC.detach(), label_N)
-        return self.scale.clone()
-
-    @torch.no_grad()
-    def _update(self, cos_NC: Tensor, label_N: Tensor) -> None:
-        lse_neg_N = fn.log_sum_exp_negatives(self.scale * cos_NC, label_N)
-        log_b_avg = lse_neg_N.logsumexp(0) - math.log(len(label_N))
-        median_rad = fn.angle(cos_NC.gather(1, label_N[:, None])).median()
-        self.scale.copy_(log_b_avg / median_rad.clamp_max(math.pi / 4).cos())
-
-    def diagnose(self) -> str | None:
-        """The recursion diverges when negative cosines vary too much while θ_med ≥ π/4 (FORMULAS §4)."""
-        scale = float(self.scale)
-        if math.isfinite(scale) and 0 < scale <= MAX_SCALE:
-            return None
-        return f"AdaCos's dynamic scale diverged: it is {scale:g}, and must lie in (0, {MAX_SCALE:g}]"
-
-
-def initial_scale(spec: LossSpec, num_classes: int) -> float:
-    """The constant scale, or AdaCos's s = √2·log(C − 1), with which the dynamic variant starts."""
-    if isinstance(spec.scale, ConstantScale):
-        return spec.scale.value
-    if not isinstance(spec.scale, AdaCosScale):
-        raise ValueError(f"objective '{spec.objective.kind}' has no scale and so no logits")
-    if num_classes < 3:
-        raise ValueError(f"AdaCos needs num_classes >= 3 (its scale is 0 below), but got num_classes={num_classes}")
-    return math.sqrt(2.0) * math.log(num_classes - 1)
-
-
-def scaled_target(spec: LossSpec, cos_N: Tensor, scale: float | Tensor) -> Tensor:
-    """T(cos_y), the logit of the target."""
-    if isinstance(spec.target, ModulatingTarget):
-        return fn.straight_through(scale * cos_N, scale * cos_N - spec.target.u, spec.gradient)
-    if isinstance(spec.target, CombinedTarget) and isinstance(spec.margin, ConstantMargin):
-        return scale * fn.target_map(cos_N, spec.target, spec.margin, spec.gradient)
-    return scale * cos_N
+def hyperspherical_energy(w_CD: Tensor, label_N: Tensor) -> Tensor:
+    """Mean over pairs of classes in the (global) batch of θ_ij^−2, 0 for a single class (SphereFace+)."""
+    classes: Tensor = gathered(label_N).unique()  # type: ignore[no-untyped-call]
+    w_BD = w_CD[classes]
+    cos_BB = fn.cosines(w_BD, w_BD)
+    row, col = torch.triu_indices(len(classes), len(classes), offset=1, device=cos_BB.device)
+    energy_P = fn.angle(cos_BB[row, col]).clamp_min(_CLOSEST_RAD) ** -2
+    return energy_P.sum() / max(len(energy_P), 1)
 
 
 def target_logit(spec: LossSpec, cos_N: Tensor, *, num_classes: int) -> Tensor:
-    """T(cos_y) of each target cosine, differentiable as the loss is; AdaCos at its initial scale.
+    """T(cos_y) of each target cosine with every negative at 90°, differentiable as the loss is, its state as it starts.
 
-    Raises ValueError for an objective without logits (P2SGrad).
+    Classes have as many images as `NOMINAL_NORM`. Raises ValueError for an objective on bare cosines (P2SGrad, SFace,
+    SphereFace2).
     """
-    return scaled_target(spec, cos_N, initial_scale(spec, num_classes))
+    loss = build(spec, num_classes=num_classes, class_counts=[int(NOMINAL_NORM)] * num_classes).eval()
+    cos_NC = torch.cat([cos_N[:, None], cos_N.new_zeros(len(cos_N), num_classes - 1)], dim=1)
+    return loss.logits(cos_NC, torch.zeros(len(cos_N), dtype=torch.long, device=cos_N.device)).target_N
 
 
-def build(spec: LossSpec, *, num_classes: int) -> Loss:
+def build(
+    spec: LossSpec, *, num_classes: int, class_counts: Sequence[int] | None = None, classes_seen: int | None = None
+) -> Loss:
     """The module that computes `spec` over `num_classes` classes.
 
-    Raises ValueError for fewer than 2 classes, or fewer than 3 under AdaCos.
+    `class_counts` gives the training images of each class, which margin 'class_size' needs. `classes_seen` is the
+    number of classes in each call where that is a sample of them (all by default).
+
+    Raises ValueError for fewer than 2 classes, fewer than 3 under AdaCos, missing class counts.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, but got num_classes={num_classes}")
-    if isinstance(spec.objective, SquaredError):
-        return SquaredErrorLoss(spec, num_classes)
-    if isinstance(spec.scale, AdaCosScale) and spec.scale.variant == "dynamic":
-        return DynamicAdaCosLoss(spec, num_classes)
-    return MarginSoftmaxLoss(spec, num_classes)
+    seen = num_classes if classes_seen is None else classes_seen
+    if not 2 <= seen <= num_classes:
+        raise ValueError(f"classes_seen must lie in [2, num_classes={num_classes}], but got classes_seen={seen}")
+    return Loss(spec, num_classes, class_counts=class_counts, classes_seen=seen)

@@ -13,15 +13,8 @@ from pydantic import Field, model_validator
 
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
-from search_space.spec import (
-    MAX_SCALE,
-    CombinedTarget,
-    ConstantMargin,
-    ConstantScale,
-    GradientMode,
-    LossSpec,
-    ModulatingTarget,
-)
+from search_space.parts import MAX_SCALE, CombinedTarget, ConstantMargin, ConstantScale, GradientMode, ModulatingTarget
+from search_space.spec import LossSpec
 
 Values = Mapping[str, float]
 

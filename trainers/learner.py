@@ -1,16 +1,17 @@
 """`Learner`: the network, class weights, loss and optimiser of one candidate, and how they take a step.
 
-N batch, C classes, D embedding, K colour channels, H×W image.
+N batch, C classes, R class weights, D embedding, K colour channels, H×W image.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space import Loss, LossSpec, build
+from search_space.functional import nearest_center
 from trainers import numerics as nm
 from trainers.networks import EmbeddingNetwork, build_network
 from trainers.recipe import Numerics, Recipe
@@ -36,17 +37,17 @@ def one_cycle(step: int, total_steps: int, *, peak: float) -> float:
 class _Candidate(nn.Module):
     """What is trained: network, class weights and loss, so that one `state_dict` names everything."""
 
-    def __init__(self, network: EmbeddingNetwork, weights_CD: Tensor, loss: Loss) -> None:
+    def __init__(self, network: EmbeddingNetwork, weights_RD: Tensor, loss: Loss) -> None:
         super().__init__()
         self.network = network
-        self.class_weights_CD = nn.Parameter(weights_CD)
+        self.class_weights_RD = nn.Parameter(weights_RD)
         self.loss = loss
 
 
 class Learner:
     """One candidate in training. Equal arguments give equal weights.
 
-    `image_shape` is (channels, height, width).
+    `image_shape` is (channels, height, width); `class_counts` the training images of each class.
     """
 
     def __init__(
@@ -54,19 +55,27 @@ class Learner:
         spec: LossSpec,
         *,
         image_shape: tuple[int, int, int],
-        classes: int,
+        class_counts: Sequence[int],
         recipe: Recipe,
         numerics: Numerics,
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
         self.spec, self._recipe, self._numerics, self._device = spec, recipe, numerics, device
-        self._classes = classes
+        self._class_counts = class_counts
         network = build_network(recipe, image_shape=image_shape, generator=generator)
         network = nm.placed(network, numerics, device)
-        weights_CD = torch.randn(classes, recipe.embedding_dim, generator=generator) / recipe.embedding_dim**0.5
-        self._model = _Candidate(network, weights_CD, build(spec, num_classes=classes)).to(device)
+        rows, dim = len(class_counts) * spec.centers, recipe.embedding_dim
+        weights_RD = torch.randn(rows, dim, generator=generator) / dim**0.5
+        self._model = _Candidate(network, weights_RD, self._build_loss(spec)).to(device)
         self._optimizer = self._make_optimizer()
+
+    def _build_loss(self, spec: LossSpec) -> Loss:
+        return build(spec, num_classes=len(self._class_counts), class_counts=self._class_counts)
+
+    def draw_margins_from(self, generator: torch.Generator) -> None:
+        """Random margins come from `generator` from now on."""
+        self._model.loss.generator = generator
 
     def use(self, spec: LossSpec) -> None:
         """Go on under another loss. Its state carries over where the structure is the same, else starts fresh."""
@@ -74,7 +83,7 @@ class Learner:
             return
         held = {name: tensor.clone() for name, tensor in self.tensors().items()}
         self.spec = spec
-        self._model.loss = build(spec, num_classes=self._classes).to(self._device)
+        self._model.loss = self._build_loss(spec).to(self._device)
         self._optimizer = self._make_optimizer()
         self.load(held)
 
@@ -84,7 +93,7 @@ class Learner:
             group["lr"] = learning_rate
         self._model.train()
         embeddings_ND = nm.run(self._model.network, images_NKHW, self._numerics)
-        loss: Tensor = self._model.loss(embeddings_ND, self._model.class_weights_CD, label_N).mean()
+        loss: Tensor = self._model.loss(embeddings_ND, self._model.class_weights_RD, label_N).mean()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -98,12 +107,14 @@ class Learner:
 
     @torch.no_grad()
     def cosines(self, embeddings_ND: Tensor) -> Tensor:
-        """Cosines N×C between embeddings and class weights."""
-        return F.normalize(embeddings_ND) @ F.normalize(self._model.class_weights_CD).T
+        """Cosines N×C between embeddings and class weights, the nearest of each class's centers."""
+        cos_NR = F.normalize(embeddings_ND) @ F.normalize(self._model.class_weights_RD).T
+        return nearest_center(cos_NR, self.spec.centers)
 
     def loss_state(self) -> dict[str, float]:
         """The single numbers that the loss tracks or learns, such as AdaCos's scale."""
-        return {name: float(value) for name, value in self._model.loss.state_dict().items() if value.numel() == 1}
+        state = self._model.loss.state_dict()
+        return {name.removesuffix(".value"): float(value) for name, value in state.items() if value.ndim == 0}
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""

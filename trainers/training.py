@@ -1,8 +1,8 @@
 """`train`: one candidate loss in, one `Outcome` out.
 
 On a CPU, equal arguments give bit-identical outcomes (but for the seconds) and checkpoints, and training 3 epochs,
-stopping and continuing 3 gives what training 6 gives: data order and augmentation are functions of (seed, epoch), the
-learning rate of the step within the recipe's horizon, and the checkpoint holds the rest.
+stopping and continuing 3 gives what training 6 gives: data order, augmentation and random margins are functions of
+(seed, epoch), the learning rate of the step within the recipe's horizon, and the checkpoint holds the rest.
 """
 
 import time
@@ -27,7 +27,7 @@ from trainers.task import LabelledImages, Task
 _CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite; each look waits for the device."""
 
-_WEIGHTS, _BATCHES = 0, 1
+_WEIGHTS, _BATCHES, _MARGINS = 0, 1, 2
 """What a stream of random numbers is for."""
 
 
@@ -68,6 +68,7 @@ def train(
         try:
             for epoch in range(first, epochs):
                 learner.use(schedule.at(epoch))
+                learner.draw_margins_from(_generator(seed, _MARGINS, epoch))
                 loss = _train_epoch(learner, batches, epoch, recipe)
                 scores = evaluator.scores(learner)
                 seen = progress["images"] + batches.served
@@ -104,7 +105,7 @@ def _new_learner(
     return Learner(
         spec,
         image_shape=(channels, height, width),
-        classes=task.train.classes,
+        class_counts=np.bincount(task.train.labels, minlength=task.train.classes).tolist(),
         recipe=recipe,
         numerics=numerics,
         generator=_generator(seed, _WEIGHTS),

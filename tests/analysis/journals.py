@@ -8,7 +8,7 @@ import numpy as np
 from lfs.journal import Asked, Event, Finished, Journal, Retried, Started, Told
 from lfs.trial import Trial
 from search_space import LossSchedule, LossSpec, catalog
-from search_space.spec import ConstantScale, ModulatingTarget
+from search_space.parts import ConstantScale, ModulatingTarget
 from trainers.outcome import Outcome
 
 IMAGES_PER_EPOCH = 12_000

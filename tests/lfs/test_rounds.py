@@ -9,7 +9,7 @@ import pytest
 from lfs.rounds import Reinforce, RoundSearch, decode
 from lfs.trial import Trial
 from search_space import ModulatingFactor
-from search_space.spec import ModulatingTarget
+from search_space.parts import ModulatingTarget
 from tests.lfs.test_controllers import drive
 from tests.lfs.toy import WIDE, make_random, make_reinforce
 from trainers.outcome import Outcome

@@ -6,7 +6,7 @@ import pytest
 
 import search_space
 from search_space import LossSpec, build, catalog
-from search_space.spec import (
+from search_space.parts import (
     AdaCosScale,
     CombinedTarget,
     ConstantMargin,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from search_space import LossSpec, catalog, target_logit
-from search_space.spec import CombinedTarget, ConstantMargin, ConstantScale
+from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
 
 UNHURRIED = settings(deadline=None, derandomize=True)
 

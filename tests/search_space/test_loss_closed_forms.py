@@ -1,282 +1,307 @@
-"""Every loss of the catalog equals its paper's equation, written out here, in value and gradient (float64).
-
-Shapes: N batch, C classes, D embedding. Nothing in the closed forms calls the product: cosines, angles, logits and
-cross-entropy are built by hand.
-"""
+"""Every loss of the catalog equals its paper's equation (`closed_forms.py`), in value and gradient, in both modes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from search_space import Loss, LossSpec, build, catalog
-from search_space.spec import CombinedTarget, ConstantMargin, ConstantScale
+from tests.search_space import closed_forms as paper
+from tests.search_space.batches import Batch, State, assert_equal, batch_at_angles, batch_at_the_tips, random_batch
+from tests.search_space.closed_forms import Geometry, Mode
 
 PI = math.pi
+SEED = 11
+COUNTS = (1, 3, 20, 700, 45, 6, 90)
+
+Form = Callable[[Geometry, Mode, State], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A spec beside its target map f(θ), its scale (None: AdaCos's), and whether f's own gradient is passed by."""
+    """A spec beside the equation that it must equal; AdaCos needs three classes."""
 
     spec: LossSpec
-    target: Callable[[Tensor], Tensor]
-    scale: float | None
-    detached: bool = False
-
-    def scale_over(self, classes: int) -> float:
-        return math.sqrt(2) * math.log(classes - 1) if self.scale is None else self.scale
+    form: Form
+    classes_at_least: int = 2
 
 
-def folded(phi: Tensor) -> Tensor:
-    """(−1)^k cos φ − 2k on each interval [kπ, (k + 1)π], interval by interval."""
-    value = phi.cos()
-    for k, sign in ((1, -1), (2, 1), (3, -1), (4, 1)):
-        value = torch.where(phi > k * PI, sign * phi.cos() - 2 * k, value)
-    return value
+def plain(form: Callable[..., Tensor], **parameters: Any) -> Form:
+    """An equation that has a gradient mode and no state."""
+    return lambda of, mode, _: form(of, **parameters, gradient=mode)
 
+
+def without_maps(form: Callable[..., Tensor], **parameters: Any) -> Form:
+    """An equation that has neither a gradient mode nor a state."""
+    return lambda of, _, __: form(of, **parameters)
+
+
+def with_state(form: Callable[..., Tensor], *, given: Mapping[str, str], **parameters: Any) -> Form:
+    """An equation whose arguments `given` are the loss's state of the name beside."""
+    return lambda of, mode, state: form(
+        of, **{argument: state[name] for argument, name in given.items()}, **parameters, gradient=mode
+    )
+
+
+def elastic(form: Callable[..., Tensor], mean: float, std: float, *, plus: bool = False) -> Form:
+    def with_drawn_margins(of: Geometry, mode: Mode, _: State) -> Tensor:
+        noise_N = torch.randn(len(of.y_N), generator=torch.Generator().manual_seed(SEED))
+        return form(of, paper.elastic_margins(of, noise_N, mean, std, plus), gradient=mode)
+
+    return with_drawn_margins
+
+
+def class_size(of: Geometry, mode: Mode, _: State) -> Tensor:
+    return paper.class_size(of, counts_of(of.cos_NC.shape[1]), gradient=mode)
+
+
+def counts_of(classes: int) -> list[int]:
+    return [COUNTS[j % len(COUNTS)] for j in range(classes)]
+
+
+UNGUARDED_ARCFACE = LossSpec.model_validate(
+    {
+        **catalog.get("arcface").model_dump(),
+        "target": {"kind": "combined", "guard": "none"},
+        "gradient": "detached",
+    }
+)
+UNEVEN = (0.1, 0.05, 0.4, 0.0, 0.9, 0.25, 0.3, 0.7, 0.15, 0.6)
+KNOTS = (-2.0, -1.1, -0.7, -0.8, -0.1, 0.3, 0.2, 0.9)
+SLOPES = (0.5, 2.0, 1.0, 0.25, 3.0)
+ADAFACE = {"mu": "norm_mean", "sigma": "norm_std"}
 
 CASES = {
-    "softmax": Case(catalog.softmax(), torch.cos, 30),
-    "sphereface": Case(catalog.sphereface(), lambda t: folded(1.5 * t), 30, detached=True),
-    "sphereface, exact": Case(catalog.sphereface(gradient="exact"), lambda t: folded(1.5 * t), 30),
-    "sphereface, m=4": Case(catalog.sphereface(4, 64, "exact"), lambda t: folded(4 * t), 64),
-    "cosface": Case(catalog.cosface(), lambda t: t.cos() - 0.35, 64),
-    "arcface": Case(
-        catalog.arcface(),
-        lambda t: torch.where(t > PI - 0.5, t.cos() - 0.5 * math.sin(0.5), (t + 0.5).cos()),
-        64,
+    "softmax": Case(catalog.get("softmax"), plain(paper.softmax)),
+    "sphereface": Case(catalog.get("sphereface"), plain(paper.sphereface)),
+    "sphereface, m=4": Case(catalog.get("sphereface", m=4.0, scale=64.0), plain(paper.sphereface, m=4, s=64)),
+    "sphereface_plus": Case(catalog.get("sphereface_plus"), plain(paper.sphereface_plus)),
+    "sphereface_plus, 5": Case(
+        catalog.get("sphereface_plus", m=2.0, scale=10.0, strength=5.0),
+        plain(paper.sphereface_plus, m=2, s=10, strength=5),
     ),
-    "arcface, released": Case(
-        LossSpec(
-            target=CombinedTarget(guard="none"),
-            margin=ConstantMargin(m2_rad=0.5),
-            scale=ConstantScale(value=64),
-            gradient="detached",
-        ),
-        lambda t: (t + 0.5).cos(),
-        64,
-        detached=True,
+    "sphereface_r_v1": Case(catalog.get("sphereface_r_v1"), plain(paper.sphereface_r_v1)),
+    "sphereface_r_v1, m=2.5": Case(catalog.get("sphereface_r_v1", m=2.5), plain(paper.sphereface_r_v1, m=2.5)),
+    "sphereface_r_v2": Case(catalog.get("sphereface_r_v2"), plain(paper.sphereface_r_v2)),
+    "sphereface_r_nfn": Case(catalog.get("sphereface_r_nfn"), plain(paper.sphereface_r_nfn)),
+    "sphereface_r_sfn": Case(catalog.get("sphereface_r_sfn"), plain(paper.sphereface_r_sfn)),
+    "sphereface_r_sfn, 40": Case(
+        catalog.get("sphereface_r_sfn", m=1.2, norm=40.0, strength=0.5, weight=0.25),
+        plain(paper.sphereface_r_sfn, m=1.2, s=40, t=0.5, lw=10),
     ),
-    "combined": Case(catalog.combined(), lambda t: folded(t + 0.3) - 0.2, 64),
-    "combined, all three": Case(catalog.combined(1.4, 0.7, 0.25, 16), lambda t: folded(1.4 * t + 0.7) - 0.25, 16),
+    "cosface": Case(catalog.get("cosface"), plain(paper.cosface)),
+    "arcface": Case(catalog.get("arcface"), plain(paper.arcface)),
+    "arcface, released": Case(UNGUARDED_ARCFACE, plain(paper.unguarded_arcface)),
+    "combined": Case(catalog.get("combined"), plain(paper.combined)),
+    "combined, all three": Case(
+        catalog.get("combined", m1=1.4, m2_rad=0.7, m3=0.25, scale=16.0),
+        plain(paper.combined, m1=1.4, m2=0.7, m3=0.25, s=16),
+    ),
     "combined, past 4π": Case(
-        catalog.combined(4, PI / 2, 1, 8, "detached"), lambda t: folded(4 * t + PI / 2) - 1, 8, detached=True
+        catalog.get("combined", m1=4.0, m2_rad=PI / 2, m3=1.0, scale=8.0),
+        plain(paper.combined, m1=4, m2=PI / 2, m3=1, s=8),
     ),
-    "modulating": Case(catalog.modulating(), lambda t: t.cos() - 0.2, 32),
-    "adacos_fixed": Case(catalog.adacos_fixed(), torch.cos, None),
+    "modulating": Case(catalog.get("modulating"), plain(paper.modulating)),
+    "modulating_bins": Case(catalog.get("modulating_bins"), plain(paper.modulating_bins)),
+    "modulating_bins, uneven": Case(
+        catalog.get("modulating_bins", margins=UNEVEN, scale=4.0), plain(paper.modulating_bins, m=UNEVEN, s=4)
+    ),
+    "am_lfs": Case(catalog.get("am_lfs"), plain(paper.am_lfs)),
+    "am_lfs, uneven": Case(
+        catalog.get("am_lfs", t=KNOTS, tau=SLOPES, scale=4.0), plain(paper.am_lfs, t=KNOTS, tau=SLOPES, s=4)
+    ),
+    "am_lfs_free": Case(catalog.get("am_lfs_free"), plain(paper.am_lfs_free)),
+    "am_lfs_free, uneven": Case(
+        catalog.get(
+            "am_lfs_free",
+            t_slopes=SLOPES,
+            t_offsets=UNEVEN[:5],
+            tau_slopes=SLOPES[::-1],
+            tau_offsets=(-0.2, 0.1, -0.8, 0.3, 0.2),
+            scale=4.0,
+        ),
+        plain(
+            paper.am_lfs_free,
+            t_slopes=SLOPES,
+            t_offsets=UNEVEN[:5],
+            tau_slopes=SLOPES[::-1],
+            tau_offsets=(-0.2, 0.1, -0.8, 0.3, 0.2),
+            s=4,
+        ),
+    ),
+    "mv_am": Case(catalog.get("mv_am"), plain(paper.mv_am)),
+    "mv_am, fixed": Case(catalog.get("mv_am", variant="fixed"), plain(paper.mv_am, variant="fixed")),
+    "mv_arc": Case(catalog.get("mv_arc"), plain(paper.mv_arc)),
+    "mv_arc, fixed": Case(catalog.get("mv_arc", variant="fixed"), plain(paper.mv_arc, variant="fixed")),
+    "curricularface": Case(catalog.get("curricularface"), with_state(paper.curricularface, given={"t": "t"})),
+    "npcface": Case(catalog.get("npcface"), plain(paper.npcface)),
+    "npcface, all its own": Case(
+        catalog.get("npcface", margin_rad=0.3, m0_rad=0.2, m1_rad=0.7, t=1.5, a=0.4, scale=16.0),
+        plain(paper.npcface, m=0.3, m0=0.2, m1=0.7, t=1.5, a=0.4, s=16),
+    ),
+    "magface": Case(catalog.get("magface"), plain(paper.magface)),
+    "adaface": Case(catalog.get("adaface"), with_state(paper.adaface, given=ADAFACE)),
+    "adaface, h=3": Case(
+        catalog.get("adaface", margin=0.6, h=3.0, scale=32.0),
+        with_state(paper.adaface, given=ADAFACE, m=0.6, h=3, s=32),
+    ),
+    "elasticface_arc": Case(catalog.get("elasticface_arc"), elastic(paper.arcface, 0.5, 0.05)),
+    "elasticface_arc_plus": Case(catalog.get("elasticface_arc_plus"), elastic(paper.arcface, 0.5, 0.0175, plus=True)),
+    "elasticface_cos": Case(catalog.get("elasticface_cos"), elastic(paper.cosface, 0.35, 0.05)),
+    "elasticface_cos_plus": Case(catalog.get("elasticface_cos_plus"), elastic(paper.cosface, 0.35, 0.02, plus=True)),
+    "circle": Case(catalog.get("circle"), plain(paper.circle)),
+    "li_arcface": Case(catalog.get("li_arcface"), plain(paper.li_arcface)),
+    "x2_softmax": Case(catalog.get("x2_softmax"), plain(paper.x2_softmax)),
+    "x2_softmax, moved": Case(
+        catalog.get("x2_softmax", a=-0.5, h=-0.3, k=0.9, scale=16.0),
+        plain(paper.x2_softmax, a=-0.5, h=-0.3, k=0.9, s=16),
+    ),
+    "poly1": Case(catalog.get("poly1"), plain(paper.poly1)),
+    "focal": Case(catalog.get("focal"), plain(paper.focal)),
+    "focal, γ=.5": Case(catalog.get("focal", gamma=0.5, scale=4.0), plain(paper.focal, gamma=0.5, s=4)),
+    "adaptiveface": Case(catalog.get("adaptiveface"), with_state(paper.adaptiveface, given={"margin_C": "value_C"})),
+    "adacos_fixed": Case(
+        catalog.get("adacos_fixed"),
+        lambda of, mode, _: paper.softmax(of, math.sqrt(2) * math.log(of.cos_NC.shape[1] - 1), mode),
+        classes_at_least=3,
+    ),
+    "adacos_dynamic": Case(
+        catalog.get("adacos_dynamic"), with_state(paper.softmax, given={"s": "value"}), classes_at_least=3
+    ),
+    "p2sgrad": Case(catalog.get("p2sgrad"), without_maps(paper.p2sgrad)),
+    "p2sgrad × 30": Case(catalog.get("p2sgrad", weight=30.0), without_maps(paper.p2sgrad, weight=30)),
+    "p2sgrad, update": Case(catalog.get("p2sgrad", weight=3.0, form="update"), without_maps(paper.p2sgrad, weight=3)),
+    "sphereface2_c": Case(
+        catalog.get("sphereface2_c"), with_state(paper.sphereface2, given={"bias": "bias"}, kind="c", m=0.4)
+    ),
+    "sphereface2_c, t=2.5": Case(
+        catalog.get("sphereface2_c", alpha=0.8, scale=64.0, margin=0.5, t=2.5, lw=10.0),
+        with_state(paper.sphereface2, given={"bias": "bias"}, kind="c", m=0.5, alpha=0.8, r=64, t=2.5, lw=10),
+    ),
+    "sphereface2_a": Case(
+        catalog.get("sphereface2_a"), with_state(paper.sphereface2, given={"bias": "bias"}, kind="a", m=0.5)
+    ),
+    "sphereface2_m": Case(
+        catalog.get("sphereface2_m"), with_state(paper.sphereface2, given={"bias": "bias"}, kind="m", m=1.7)
+    ),
+    "arcnegface": Case(catalog.get("arcnegface"), plain(paper.arcnegface)),
+    "class_size": Case(catalog.get("class_size"), class_size),
+    "uniface": Case(catalog.get("uniface"), with_state(paper.uniface, given={"bias": "bias"})),
+    "sface": Case(catalog.get("sface"), without_maps(paper.sface)),
+    "subcenter_arcface": Case(catalog.get("subcenter_arcface"), plain(paper.arcface)),
 }
 
-BATCHES = {
-    "C=2": (2, 3, 5),
-    "C=3, batch of 1": (3, 2, 1),
-    "C=3, D=2": (3, 2, 4),
-    "C=7": (7, 5, 9),
-    "C=40, labels twice": (40, 16, 24),
+ONE_MODE = {
+    "softmax",
+    "arcface, released",
+    "poly1",
+    "focal",
+    "adaptiveface",
+    "adacos_fixed",
+    "adacos_dynamic",
+    "p2sgrad",
+    "sface",
 }
+"""Losses with no map to detach, one whose margin only the exact gradient teaches, one that only detached can be."""
+
+BATCHES: dict[str, dict[str, Any]] = {
+    "C=2": {"classes": 2, "dim": 3, "count": 5},
+    "C=2, batch of 1": {"classes": 2, "dim": 3, "count": 1},
+    "C=3, batch of 1": {"classes": 3, "dim": 2, "count": 1},
+    "C=3, D=2": {"classes": 3, "dim": 2, "count": 4},
+    "C=7": {"classes": 7, "dim": 5, "count": 9},
+    "C=40, labels twice": {"classes": 40, "dim": 16, "count": 24},
+    "C=7, close to their classes": {"classes": 7, "dim": 16, "count": 9, "closeness": 2.0},
+}
+EDGE = PI - 0.5
+ANGLES = [
+    *(1e-3, 0.1, 0.7, PI / 4, 1.3, PI / 2 - 1e-3, PI / 2 + 1e-3, 2.0, PI / 1.5 + 0.01, PI / 1.4 + 0.01),
+    *(EDGE - 1e-6, EDGE + 1e-6, 2.9, 3.1, PI - 1e-3),
+]
+"""Below and above every edge: π/2 (MagFace), π − m (ArcFace), π/m (SphereFace, SphereFace-R)."""
 
 
-def random_batch(classes: int, dim: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x_ND = 3 * torch.randn(count, dim, dtype=torch.float64, generator=generator)
-    w_CD = 0.1 * torch.randn(classes, dim, dtype=torch.float64, generator=generator)
-    label_N = torch.randint(max(2, classes // 2), (count,), generator=generator)
-    return x_ND.requires_grad_(), w_CD.requires_grad_(), label_N
+def other_mode(spec: LossSpec) -> LossSpec | None:
+    """The same composition under the other gradient mode, None where it is refused."""
+    mode = "detached" if spec.gradient == "exact" else "exact"
+    try:
+        return LossSpec.model_validate({**spec.model_dump(), "gradient": mode})
+    except ValidationError:
+        return None
 
 
-def batch_at_angles(thetas: Sequence[float], classes: int = 5, dim: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings at the given angles (radians) to their class weights."""
-    generator = torch.Generator().manual_seed(len(thetas))
-    w_CD = torch.randn(classes, dim, dtype=torch.float64, generator=generator)
-    label_N = torch.arange(len(thetas)) % classes
-    axis_ND = w_CD[label_N] / w_CD[label_N].norm(dim=1, keepdim=True)
-    side_ND = torch.randn(len(thetas), dim, dtype=torch.float64, generator=generator)
-    side_ND -= (side_ND * axis_ND).sum(1, keepdim=True) * axis_ND
-    side_ND /= side_ND.norm(dim=1, keepdim=True)
-    theta_N1 = torch.tensor(thetas, dtype=torch.float64)[:, None]
-    return (theta_N1.cos() * axis_ND + theta_N1.sin() * side_ND).requires_grad_(), w_CD.requires_grad_(), label_N
+def in_both_modes() -> Iterator[Any]:
+    for name, case in CASES.items():
+        yield pytest.param(case, case.spec, id=f"{name} ({case.spec.gradient})")
+        if (other := other_mode(case.spec)) is not None:
+            yield pytest.param(case, other, id=f"{name} ({other.gradient})")
 
 
-def hand_made_cosines(x_ND: Tensor, w_CD: Tensor) -> Tensor:
-    unit_ND, unit_CD = (raw / raw.square().sum(1, keepdim=True).sqrt() for raw in (x_ND, w_CD))
-    return unit_ND @ unit_CD.T
+def built(spec: LossSpec, classes: int) -> Loss:
+    loss = build(spec, num_classes=classes, class_counts=counts_of(classes)).double()
+    loss.generator = torch.Generator().manual_seed(SEED)
+    return loss
 
 
-def closed_form(case: Case, x_ND: Tensor, w_CD: Tensor, label_N: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """loss_N by torch's cross-entropy on logits built by hand, and its gradients at x and w.
-
-    A detached loss has its gradient from the definition: s(p_m − 1[j = y]) at each plain cosine.
-    """
-    rows_N, scale = torch.arange(len(label_N)), case.scale_over(len(w_CD))
-    cos_NC = hand_made_cosines(x_ND, w_CD)
-    logit_NC = scale * cos_NC
-    logit_NC[rows_N, label_N] = scale * case.target(cos_NC[rows_N, label_N].acos())
-    loss_N = F.cross_entropy(logit_NC, label_N, reduction="none")
-    if not case.detached:
-        return loss_N, torch.autograd.grad(loss_N.sum(), (x_ND, w_CD))
-    push_NC = logit_NC.detach().softmax(1)
-    push_NC[rows_N, label_N] -= 1
-    return loss_N, torch.autograd.grad((scale * push_NC * cos_NC).sum(), (x_ND, w_CD))
-
-
-def assert_equal_to_closed_form(case: Case, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-    x_ND, w_CD, label_N = batch
-    loss_N = build(case.spec, num_classes=len(w_CD))(x_ND, w_CD, label_N)
-    wanted_N, wanted_grads = closed_form(case, x_ND, w_CD, label_N)
-    assert loss_N.dtype == torch.float64
-    torch.testing.assert_close(loss_N, wanted_N, rtol=1e-10, atol=1e-12)
-    for grad, wanted in zip(torch.autograd.grad(loss_N.sum(), (x_ND, w_CD)), wanted_grads, strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-8, atol=1e-10)
+def assert_equal_to_the_paper(case: Case, spec: LossSpec, batch: Batch, **tolerances: float) -> None:
+    loss = built(spec, len(batch[1]) // spec.centers)
+    assert_equal(loss, lambda of, state: case.form(of, spec.gradient, state), batch, **tolerances)
 
 
 def test_the_cases_cover_the_catalog() -> None:
-    in_tests_of_their_own = {"adacos_dynamic", "p2sgrad"}
-    assert set(catalog.NAMES) == in_tests_of_their_own | (set(CASES) & set(catalog.NAMES))
+    assert set(catalog.NAMES) <= set(CASES)
+    assert {name.partition(",")[0].partition(" ×")[0] for name in CASES} == set(catalog.NAMES)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [(name, shape) for name in CASES for shape in BATCHES if name != "adacos_fixed" or BATCHES[shape][0] >= 3],
-)
-def test_losses_equal_their_equations_on_random_batches(name: str, shape: str) -> None:
-    assert_equal_to_closed_form(CASES[name], random_batch(*BATCHES[shape]))
+def test_only_losses_without_maps_refuse_the_other_mode() -> None:
+    refused = {name for name, case in CASES.items() if other_mode(case.spec) is None}
+    assert refused & {*catalog.NAMES, "arcface, released"} == ONE_MODE
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_losses_equal_their_equations_at_every_angle(name: str) -> None:
+@pytest.mark.parametrize("shape", BATCHES)
+@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+def test_losses_equal_their_equations_on_random_batches(case: Case, spec: LossSpec, shape: str) -> None:
+    if BATCHES[shape]["classes"] < case.classes_at_least:
+        with pytest.raises(ValueError, match="num_classes >= 3"):
+            built(spec, 2)
+        return
+    assert_equal_to_the_paper(case, spec, random_batch(**BATCHES[shape], centers=spec.centers))
+
+
+@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+def test_losses_equal_their_equations_at_every_angle(case: Case, spec: LossSpec) -> None:
     """θ + m > π for ArcFace and mθ > π for SphereFace are among the angles; so is each side of ArcFace's edge."""
-    edge = PI - 0.5
-    thetas = [1e-3, 0.1, 0.7, PI / 4, 1.3, PI / 2, 2.0, PI / 1.5 + 0.01, edge - 1e-6, edge + 1e-6, 2.9, 3.1, PI - 1e-3]
-    assert_equal_to_closed_form(CASES[name], batch_at_angles(thetas))
+    assert_equal_to_the_paper(case, spec, batch_at_angles(ANGLES, centers=spec.centers))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_losses_equal_their_equations_where_cosine_is_one_or_minus_one(name: str) -> None:
-    """There dcos_y/dx = 0: whatever the margin, only the negatives move the embedding.
+@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+def test_losses_equal_their_equations_where_cosines_are_one_or_minus_one(case: Case, spec: LossSpec) -> None:
+    """There dcos/dx = 0: whatever the map, only the other cosines move the embedding.
 
     Rounded cosines miss ±1 by a unit in the last place, which is 2e-8 radians: hence the tolerance.
     """
-    case, label_N = CASES[name], torch.tensor([0, 1, 2, 0])
-    w_CD = torch.eye(4, dtype=torch.float64)[:3] + torch.tensor([0.0, 0, 0, 0.5], dtype=torch.float64)
-    cos_y_N = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    x_ND = (2 * cos_y_N[:, None] * w_CD[label_N]).requires_grad_()
-    loss_N = build(case.spec, num_classes=3)(x_ND, w_CD, label_N)
-    (grad_ND,) = torch.autograd.grad(loss_N.sum(), x_ND)
+    assert_equal_to_the_paper(case, spec, batch_at_the_tips(centers=spec.centers), rtol=1e-6, atol=1e-5)
 
-    scale, rows_N = case.scale_over(3), torch.arange(4)
-    theta_N = torch.where(cos_y_N > 0, 0.0, PI).to(torch.float64)
-    cos_NC = hand_made_cosines(x_ND, w_CD)
-    logit_NC = scale * cos_NC.detach()
-    logit_NC[rows_N, label_N] = scale * case.target(theta_N)
-    torch.testing.assert_close(loss_N, F.cross_entropy(logit_NC, label_N, reduction="none"), rtol=1e-6, atol=1e-6)
-    push_NC = logit_NC.softmax(1)
-    push_NC[rows_N, label_N] = 0
-    (wanted_ND,) = torch.autograd.grad((scale * push_NC * cos_NC).sum(), x_ND)
-    torch.testing.assert_close(grad_ND, wanted_ND, rtol=1e-6, atol=1e-6)
+
+@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+def test_losses_are_finite_in_eval_and_leave_their_state(case: Case, spec: LossSpec) -> None:
+    loss = built(spec, 7).eval()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    batch = random_batch(classes=7, dim=5, count=9, centers=spec.centers)
+    assert torch.isfinite(loss(*batch)).all()
+    torch.testing.assert_close(dict(loss.state_dict()), before, rtol=0, atol=0)
 
 
 def test_the_weight_multiplies_loss_and_gradient() -> None:
     x_ND, w_CD, label_N = random_batch(5, 4, 6)
-    plain, heavy = catalog.cosface(), LossSpec.model_validate({**catalog.cosface().model_dump(), "weight": 2.5})
-    plain_N, heavy_N = (build(spec, num_classes=5)(x_ND, w_CD, label_N) for spec in (plain, heavy))
+    plain_spec = catalog.get("cosface")
+    heavy_spec = LossSpec.model_validate({**plain_spec.model_dump(), "weight": 2.5})
+    plain_N, heavy_N = (built(spec, 5)(x_ND, w_CD, label_N) for spec in (plain_spec, heavy_spec))
     torch.testing.assert_close(heavy_N, 2.5 * plain_N, rtol=1e-14, atol=0)
     grads = [torch.autograd.grad(loss_N.sum(), x_ND)[0] for loss_N in (plain_N, heavy_N)]
     torch.testing.assert_close(grads[1], 2.5 * grads[0], rtol=1e-12, atol=0)
-
-
-# P2SGrad: the paper gives the gradient, Σ_j (cos_ij − 1[j = y]) ∂cos_ij/∂(x, w); the product, a loss.
-
-
-@pytest.mark.parametrize("shape", BATCHES)
-@pytest.mark.parametrize("weight", [1.0, 30.0])
-def test_p2sgrad_has_the_papers_gradient_by_its_coefficients(shape: str, weight: float) -> None:
-    x_ND, w_CD, label_N = random_batch(*BATCHES[shape])
-    loss_N = build(catalog.p2sgrad(weight), num_classes=len(w_CD))(x_ND, w_CD, label_N)
-    grad_ND, grad_CD = torch.autograd.grad(loss_N.sum(), (x_ND, w_CD))
-    with torch.no_grad():
-        length_N1, length_C1 = x_ND.norm(dim=1, keepdim=True), w_CD.norm(dim=1, keepdim=True)
-        unit_ND, unit_CD = x_ND / length_N1, w_CD / length_C1
-        cos_NC = unit_ND @ unit_CD.T
-        push_NC = weight * (cos_NC - F.one_hot(label_N, len(w_CD)))
-        # ∂cos_ij/∂x_i = (ŵ_j − cos_ij x̂_i)/‖x_i‖, and the same with the roles exchanged
-        wanted_ND = (push_NC @ unit_CD - (push_NC * cos_NC).sum(1, keepdim=True) * unit_ND) / length_N1
-        wanted_CD = (push_NC.T @ unit_ND - (push_NC * cos_NC).sum(0)[:, None] * unit_CD) / length_C1
-    torch.testing.assert_close(grad_ND, wanted_ND, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(grad_CD, wanted_CD, rtol=1e-10, atol=1e-12)
-    wanted_N = weight / 2 * (cos_NC - F.one_hot(label_N, len(w_CD))).square().sum(1)
-    torch.testing.assert_close(loss_N, wanted_N, rtol=1e-12, atol=0)
-
-
-def test_p2sgrad_is_summed_over_classes_not_averaged() -> None:
-    """At cosines all 0 the loss is ½ for any number of classes (MSELoss would give 1/C)."""
-    for classes in (2, 50):
-        loss_N = build(catalog.p2sgrad(), num_classes=classes).from_cosines(torch.zeros(1, classes), torch.tensor([1]))
-        assert loss_N.item() == 0.5
-
-
-# AdaCos dynamic: the recursion, batch by batch, in numpy.
-
-
-def scale_of(loss: Loss) -> float:
-    return float(loss.state_dict()["scale"])
-
-
-def numpy_adacos(scale: float, cos_NC: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """The scale after this batch: log B_avg / cos(min(π/4, θ_med)), kept in float32 as the product keeps it."""
-    b_avg = 0.0
-    thetas = []
-    for cos_C, label in zip(cos_NC, label_N, strict=True):
-        b_avg += sum(math.exp(scale * cos) for j, cos in enumerate(cos_C) if j != label) / len(label_N)
-        thetas.append(math.acos(min(1.0, max(-1.0, cos_C[label]))))
-    lower_median = sorted(thetas)[(len(thetas) - 1) // 2]
-    return float(np.float32(math.log(b_avg) / math.cos(min(PI / 4, lower_median))))
-
-
-@pytest.mark.parametrize("closeness", [0.0, 3.0], ids=["median past π/4", "median below π/4"])
-@pytest.mark.parametrize(("classes", "count"), [(3, 1), (3, 6), (20, 7), (60, 32)])
-def test_adacos_dynamic_follows_the_papers_recursion(closeness: float, classes: int, count: int) -> None:
-    generator = torch.Generator().manual_seed(classes)
-    loss = build(catalog.adacos_dynamic(), num_classes=classes)
-    scale = float(np.float32(math.sqrt(2) * math.log(classes - 1)))
-    assert scale_of(loss) == scale
-    for _ in range(5):
-        w_CD = torch.randn(classes, 48, dtype=torch.float64, generator=generator, requires_grad=True)
-        label_N = torch.randint(classes, (count,), generator=generator)
-        noise_ND = torch.randn(count, 48, dtype=torch.float64, generator=generator)
-        x_ND = (noise_ND + closeness * w_CD[label_N].detach()).requires_grad_()
-        loss_N = loss(x_ND, w_CD, label_N)
-
-        cos_NC = hand_made_cosines(x_ND, w_CD)
-        median_is_small = cos_NC[torch.arange(count), label_N].median() > math.cos(PI / 4)
-        assert median_is_small == (closeness > 0)
-        scale = numpy_adacos(scale, cos_NC.detach().numpy(), label_N.numpy())
-        assert scale_of(loss) == pytest.approx(scale, rel=1e-6)
-        wanted_N = F.cross_entropy(scale_of(loss) * cos_NC, label_N, reduction="none")
-        torch.testing.assert_close(loss_N, wanted_N, rtol=1e-10, atol=1e-12)
-        wanted_grads = torch.autograd.grad(wanted_N.sum(), (x_ND, w_CD))
-        for grad, wanted in zip(torch.autograd.grad(loss_N.sum(), (x_ND, w_CD)), wanted_grads, strict=True):
-            torch.testing.assert_close(grad, wanted, rtol=1e-8, atol=1e-10)
-
-
-def test_adacos_dynamic_takes_the_lower_median() -> None:
-    """Of two target angles the smaller counts: here it is 0, whose cosine is 1."""
-    loss = build(catalog.adacos_dynamic(), num_classes=3)
-    cos_NC = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    loss.from_cosines(cos_NC, torch.tensor([0, 1]))
-    assert scale_of(loss) == pytest.approx(math.log((2 + 1 + 1) / 2 * 1), rel=1e-6)
-
-
-def test_adacos_backward_uses_the_scale_of_its_own_batch() -> None:
-    """A second batch in between changes the buffer, not the first batch's gradient."""
-    x_ND, w_CD, label_N = random_batch(6, 8, 4)
-    twice, once = (build(catalog.adacos_dynamic(), num_classes=6) for _ in range(2))
-    first_N = twice(x_ND, w_CD, label_N)
-    twice(*random_batch(6, 8, 4, seed=1))
-    wanted = torch.autograd.grad(once(x_ND, w_CD, label_N).sum(), x_ND)[0]
-    torch.testing.assert_close(torch.autograd.grad(first_N.sum(), x_ND)[0], wanted, rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_space import LossSpec, build, catalog, target_logit
-from search_space.spec import CombinedTarget, ConstantMargin, ConstantScale
+from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
 
 N, C, D = 5, 4, 3
 SCALE = 16.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from search_space import LossSpec, build, catalog
-from search_space.spec import CombinedTarget, ConstantMargin, ConstantScale, GradientMode
+from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale, GradientMode
 
 N, C = 6, 5
 ROWS_N = torch.arange(N)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from pydantic import BaseModel, ValidationError
 
 from search_space import SPACES, LossSpec, catalog
-from search_space.spec import (
+from search_space.parts import (
     AdaCosScale,
     CombinedTarget,
     ConstantMargin,

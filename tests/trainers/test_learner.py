@@ -12,7 +12,7 @@ def _learner(spec: LossSpec, seed: int = 0) -> Learner:
     return Learner(
         spec,
         image_shape=(1, 16, 16),
-        classes=5,
+        class_counts=[2] * 5,
         recipe=Recipe(width=4, embedding_dim=8),
         numerics=Numerics(),
         generator=torch.Generator().manual_seed(seed),

@@ -1,0 +1,202 @@
+"""Target and negative maps: what a loss makes of a cosine before it is scaled.
+
+Shapes: N batch, C classes. Every map is in units of cosine: the logit is s times it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from search_space import functional as fn
+from search_space import parts
+from search_space.distributed import gathered
+
+
+class Batch(NamedTuple):
+    """What the parts of a loss may look at. `label_N` is the target's column of `cos_NC`, `class_N` its class.
+
+    The two differ only where the classes are a sample of all. `norm_N` holds ‖x‖.
+    """
+
+    cos_NC: Tensor
+    cos_y_N: Tensor
+    label_N: Tensor
+    class_N: Tensor
+    norm_N: Tensor
+    training: bool
+    generator: torch.Generator | None
+
+
+class Margins(NamedTuple):
+    """cos(m1·θ + m2) − m3, each for all samples or for each of them."""
+
+    m1: float = 1.0
+    m2_rad: float | Tensor = 0.0
+    m3: float | Tensor = 0.0
+
+
+def unguarded(cos_N: Tensor, margins: Margins) -> Tensor:
+    """cos(m1·θ + m2) − m3, past π too."""
+    if margins.m1 == 1 and not isinstance(margins.m2_rad, Tensor) and margins.m2_rad == 0:
+        return cos_N - margins.m3
+    return (margins.m1 * fn.angle(cos_N) + margins.m2_rad).cos() - margins.m3
+
+
+def combined(part: parts.CombinedTarget, cos_N: Tensor, margins: Margins) -> Tensor:
+    """cos φ − m3, φ = m1·θ + m2, past φ = π as the guard says."""
+    mapped_N = _guarded(part, cos_N, margins)
+    return torch.where(cos_N > 0, mapped_N, cos_N) if part.only_positive else mapped_N
+
+
+def _guarded(part: parts.CombinedTarget, cos_N: Tensor, margins: Margins) -> Tensor:
+    m1, m2_rad, m3 = margins
+    without_angle = m1 == 1 and not isinstance(m2_rad, Tensor) and m2_rad == 0
+    if part.guard == "none" or (without_angle and not part.clip_rad):
+        return unguarded(cos_N, margins)
+    phi_N = m1 * fn.angle(cos_N) + m2_rad
+    if part.guard == "clip":
+        return phi_N.clamp(part.clip_rad, math.pi - part.clip_rad).cos() - m3
+    if part.guard == "linear":
+        drop = m2_rad * (m2_rad.sin() if isinstance(m2_rad, Tensor) else math.sin(m2_rad))
+        return torch.where(phi_N > torch.pi, cos_N - drop, phi_N.cos()) - m3
+    turns_N = (phi_N.detach() / torch.pi).floor()
+    return (1.0 - 2.0 * (turns_N % 2)) * phi_N.cos() - 2.0 * turns_N - m3
+
+
+def li_arc(cos: Tensor, m2_rad: float | Tensor = 0.0) -> Tensor:
+    """1 − 2(θ + m)/π."""
+    return 1.0 - (fn.angle(cos) + m2_rad) * (2.0 / math.pi)
+
+
+def x2(part: parts.X2Target, cos_N: Tensor) -> Tensor:
+    """a(θ − h)² + k."""
+    return part.a * (fn.angle(cos_N) - part.h_rad).square() + part.k
+
+
+def piece_of(x_N: Tensor, pieces: int) -> Tensor:
+    """Which of `pieces` equal intervals of [0, 1] each value lies in; an inner edge belongs to the upper one."""
+    return (x_N.detach() * pieces).floor().clamp(0, pieces - 1).long()
+
+
+def free_lines(x_N: Tensor, index_N: Tensor, slopes: tuple[float, ...], offsets: tuple[float, ...]) -> Tensor:
+    """slope_k·x + offset_k."""
+    slopes_M, offsets_M = x_N.new_tensor(slopes), x_N.new_tensor(offsets)
+    return slopes_M[index_N] * x_N + offsets_M[index_N]
+
+
+def piecewise(knots: tuple[float, ...], cos_N: Tensor) -> Tensor:
+    """Straight lines through equally spaced knots over [−1, 1]."""
+    knots_M, pieces = cos_N.new_tensor(knots), len(knots) - 1
+    index_N = piece_of((cos_N + 1) / 2, pieces)
+    low_N, high_N = knots_M[index_N], knots_M[index_N + 1]
+    return low_N + (high_N - low_N) * ((cos_N + 1) * (pieces / 2) - index_N)
+
+
+def modulating_bins(part: parts.ModulatingBinsTarget, batch: Batch, scale: float | Tensor) -> Tensor:
+    """c − u_k/s, k the bin of sg[p], p the plain softmax probability."""
+    cos_NC = batch.cos_NC.detach()
+    lse_neg_N = fn.log_sum_exp_negatives(column(scale) * cos_NC, batch.label_N)
+    p_N = (scale * batch.cos_y_N.detach() - lse_neg_N).sigmoid()
+    return batch.cos_y_N - cos_NC.new_tensor(part.u)[piece_of(p_N, parts.BINS)] / scale
+
+
+def circle_target(part: parts.CircleTarget, cos_N: Tensor) -> Tensor:
+    """sg[1 + m − c]₊·(c − (1 − m))."""
+    return (1 + part.m - cos_N.detach()).clamp_min(0) * (cos_N - (1 - part.m))
+
+
+def target_map(target: parts.TargetMap) -> Callable[[Batch, Margins, float | Tensor], Tensor]:
+    """The function (batch, margins, scale) → f(cos_y) of a target map; the scale matters to modulating factors."""
+
+    def mapped(batch: Batch, margins: Margins, scale: float | Tensor) -> Tensor:
+        cos_N = batch.cos_y_N
+        if isinstance(target, parts.CombinedTarget):
+            return combined(target, cos_N, margins)
+        if isinstance(target, parts.ModulatingTarget):
+            return cos_N - target.u / scale
+        if isinstance(target, parts.ModulatingBinsTarget):
+            return modulating_bins(target, batch, scale)
+        if isinstance(target, parts.LiArcTarget):
+            return li_arc(cos_N, margins.m2_rad)
+        if isinstance(target, parts.X2Target):
+            return x2(target, cos_N)
+        if isinstance(target, parts.PiecewiseTarget):
+            return piecewise(target.knots, cos_N)
+        if isinstance(target, parts.FreePiecewiseTarget):
+            index_N = piece_of((cos_N + 1) / 2, len(target.slopes))
+            return free_lines(cos_N, index_N, target.slopes, target.offsets)
+        if isinstance(target, parts.CircleTarget):
+            return circle_target(target, cos_N)
+        return cos_N
+
+    return mapped
+
+
+def column(scale: float | Tensor) -> float | Tensor:
+    """A scale that multiplies N×C: a scale for each sample becomes a column."""
+    return scale[:, None] if isinstance(scale, Tensor) and scale.ndim == 1 else scale
+
+
+def mv(part: parts.MVNegative, cos_NC: Tensor, f_N: Tensor) -> Tensor:
+    """c_j > f: (1 + t)c_j + t, or c_j + t."""
+    harder_NC = (1 + part.t) * cos_NC + part.t if part.variant == "adaptive" else cos_NC + part.t
+    return torch.where(cos_NC.detach() > f_N.detach()[:, None], harder_NC, cos_NC)
+
+
+def npc_hard(part: parts.NPCNegative, batch: Batch) -> Tensor:
+    """Which cosines lie above cos(θ_y + margin), N×C; the target's column never does."""
+    threshold_N = unguarded(batch.cos_y_N.detach(), Margins(m2_rad=part.margin_rad))
+    return (batch.cos_NC.detach() > threshold_N[:, None]).scatter(1, batch.label_N[:, None], value=False)
+
+
+def arcneg(part: parts.ArcNegNegative, cos_NC: Tensor, f_N: Tensor) -> Tensor:
+    """t_j·c_j + t_j − 1, t_j = sg[α·exp(−(c_j − f)²/σ)]."""
+    t_NC = part.alpha * (-(cos_NC.detach() - f_N.detach()[:, None]).square() / part.sigma).exp()
+    return t_NC * cos_NC + t_NC - 1
+
+
+class Curricular(nn.Module):
+    """c_j > cos(θ_y + m): c_j(t + c_j), the running t a buffer."""
+
+    t: Tensor
+
+    def __init__(self, part: parts.CurricularNegative) -> None:
+        super().__init__()
+        self.rate = part.rate
+        self.register_buffer("t", torch.zeros(()))
+
+    def forward(self, batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG002 (as every negative map)
+        """The map of this batch, after t has moved if it trains."""
+        if batch.training:
+            mean = gathered(batch.cos_y_N.detach()).mean()
+            self.t.copy_(self.rate * mean + (1 - self.rate) * self.t)
+        cos_NC = batch.cos_NC
+        hard_NC = cos_NC.detach() > unguarded(batch.cos_y_N.detach(), margins)[:, None]
+        return torch.where(hard_NC, cos_NC * (self.t.clone() + cos_NC), cos_NC)
+
+
+def negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margins], Tensor]:
+    """The function (batch, f(cos_y), margins) → n, N×C, its target column without meaning."""
+    if isinstance(negative, parts.CurricularNegative):
+        return Curricular(negative)
+
+    def mapped(batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG001 (as every negative map)
+        cos_NC = batch.cos_NC
+        if isinstance(negative, parts.MVNegative):
+            return mv(negative, cos_NC, f_N)
+        if isinstance(negative, parts.NPCNegative):
+            return torch.where(npc_hard(negative, batch), negative.t * cos_NC + negative.a, cos_NC)
+        if isinstance(negative, parts.ArcNegNegative):
+            return arcneg(negative, cos_NC, f_N)
+        if isinstance(negative, parts.SphereFaceRNegative):
+            return (fn.angle(cos_NC) / negative.m).cos()
+        if isinstance(negative, parts.LiArcNegative):
+            return li_arc(cos_NC)
+        if isinstance(negative, parts.CircleNegative):
+            return (cos_NC.detach() + negative.m).clamp_min(0) * (cos_NC - negative.m)
+        return cos_NC
+
+    return mapped
