@@ -20,6 +20,9 @@ Batch = tuple[Tensor, Tensor, Tensor]
 State = dict[str, Tensor]
 """What a loss learns or tracks, by the last word of its name in `state_dict`."""
 
+Form = Callable[[Geometry, State], Tensor]
+"""A closed form of the batch's geometry and the loss's state."""
+
 
 def random_batch(
     classes: int, dim: int, count: int, *, centers: int = 1, closeness: float = 0.0, seed: int = 0
@@ -75,7 +78,7 @@ def state_of(loss: Loss) -> State:
 
 def assert_equal(
     loss: Loss,
-    form: Callable[[Geometry, State], Tensor],
+    form: Form,
     batch: Batch,
     *,
     rtol: float = 1e-9,

@@ -131,34 +131,25 @@ def test_npcface_without_hard_negatives_is_arcface_with_m0() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-15)
 
 
-def energy_of(labels: list[int], w_CD: Tensor) -> Tensor:
-    """What SphereFace+ adds to SphereFace, at strength 1."""
-    x_ND, _, _ = random_batch(5, 4, len(labels))
-    label_N = torch.tensor(labels)
-    with_energy_N = build(catalog.get("sphereface_plus", strength=1.0), num_classes=5)(x_ND, w_CD, label_N)
-    return with_energy_N - build(catalog.get("sphereface"), num_classes=5)(x_ND, w_CD, label_N)
-
-
 def test_sphereface_plus_counts_each_pair_of_classes_once() -> None:
-    """Repeated labels add no pair; θ = π/2 between all classes but the last two, which are π/3 apart."""
+    """Repeated labels add no pair. Classes are at right angles, but for 3 and 4, which are π/3 apart."""
     w_CD = torch.eye(5, dtype=torch.float64)
-    w_CD[4] = torch.tensor([0, 0, 0, 0.5, math.sqrt(0.75)])
-    w_CD = F.pad(w_CD, (0, 0))[:, :5]
+    w_CD[4, 3:] = torch.tensor([0.5, math.sqrt(0.75)])
     right, close = (math.pi / 2) ** -2, (math.pi / 3) ** -2
-    for labels, wanted in (
+    for labels, energy in (
         ([2, 2, 0, 0, 2], right),
         ([3, 4, 3], close),
         ([0, 3, 4, 4], (2 * right + close) / 3),
         ([1, 1, 1], 0.0),
         ([1], 0.0),
     ):
-        x_ND = F.pad(random_batch(5, 4, len(labels))[0].detach(), (0, 1))
-        label_N = torch.tensor(labels)
+        x_ND, _, _ = random_batch(5, 5, len(labels))
+        batch = (x_ND, w_CD.clone().requires_grad_(), torch.tensor(labels))
         plus_N, plain_N = (
-            build(spec, num_classes=5)(x_ND, w_CD, label_N)
-            for spec in (catalog.get("sphereface_plus", strength=1.0), catalog.get("sphereface"))
+            values_and_gradients(spec, batch)[0]
+            for spec in (catalog.get("sphereface_plus", strength=3.0), catalog.get("sphereface"))
         )
-        torch.testing.assert_close(plus_N - plain_N, torch.full_like(plain_N, wanted), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(plus_N - plain_N, torch.full_like(plain_N, 3 * energy), rtol=1e-9, atol=1e-12)
 
 
 def test_sphereface_plus_with_one_class_in_the_batch_has_sphereface_gradient() -> None:
@@ -178,10 +169,10 @@ def test_a_dead_tau_of_am_lfs_has_a_value_but_no_gradient() -> None:
 
 
 def test_each_bin_of_the_local_modulating_factor_has_its_own_margin() -> None:
-    """One embedding in the middle of every bin of the plain probability, two classes, s = 1."""
+    """An embedding in the middle of each bin that two cosines at s = 1 can reach."""
     margins = tuple(0.05 * (k + 1) for k in range(10))
     w_CD = torch.eye(2, dtype=torch.float64)
-    p_N = torch.arange(2.75, 7.25, 0.5, dtype=torch.float64) / 10
+    p_N = torch.linspace(0.25, 0.75, 6, dtype=torch.float64)
     gap_N = (p_N / (1 - p_N)).log()
     theta_N = (gap_N / math.sqrt(2)).acos() - math.pi / 4  # cos θ − sin θ = √2 cos(θ + π/4) is the gap
     x_ND = torch.stack([theta_N.cos(), theta_N.sin()], dim=1)

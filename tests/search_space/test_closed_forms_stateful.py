@@ -5,17 +5,24 @@ Shapes: N batch, C classes, D embedding.
 
 import math
 import statistics
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from search_space import Loss, build, catalog
 from tests.search_space import closed_forms as paper
-from tests.search_space.batches import Batch, assert_equal, batch_at_angles, random_batch, state_of
+from tests.search_space.batches import Batch, Form, assert_equal, batch_at_angles, random_batch, state_of
 from tests.search_space.closed_forms import geometry
 
 PI = math.pi
 C, D = 7, 5
+
+
+def with_held(form: Callable[..., Tensor], *held: float | Tensor, **parameters: float) -> Form:
+    """An equation with the margins, the scale or the averages that the test worked out."""
+    return lambda of, _: form(of, *held, **parameters)
 
 
 def tracked(loss: Loss) -> dict[str, float]:
@@ -51,7 +58,7 @@ def test_adacos_dynamic_follows_the_papers_recursion(closeness: float, classes: 
         median_is_small = of.theta_N.median() < PI / 4
         assert median_is_small == (closeness > 0)
         scale = adacos_after(scale, of.cos_NC.tolist(), batch[2].tolist())
-        assert_equal(loss, lambda of, _, s=scale: paper.softmax(of, s), batch)
+        assert_equal(loss, with_held(paper.softmax, scale), batch)
         assert tracked(loss)["value"] == pytest.approx(scale, rel=1e-12)
 
 
@@ -83,7 +90,7 @@ def test_curricularface_follows_the_papers_recursion() -> None:
     for batch in batches(9, 1, 4, 30):
         of = geometry(*batch)
         t = 0.01 * sum(of.c_N.tolist()) / len(of.c_N) + 0.99 * t
-        assert_equal(loss, lambda of, _, t=t: paper.curricularface(of, t), batch)
+        assert_equal(loss, with_held(paper.curricularface, t), batch)
         assert tracked(loss)["t"] == pytest.approx(t, rel=1e-12)
 
 
@@ -108,7 +115,7 @@ def test_adaface_follows_the_released_recursion() -> None:
         if len(norms) > 1:
             mu = 0.01 * statistics.fmean(norms) + 0.99 * mu
             sigma = 0.01 * statistics.stdev(norms) + 0.99 * sigma
-        assert_equal(loss, lambda of, _, mu=mu, sigma=sigma: paper.adaface(of, mu, sigma), batch)
+        assert_equal(loss, with_held(paper.adaface, mu, sigma), batch)
         assert tracked(loss) == pytest.approx({"norm_mean": mu, "norm_std": sigma}, rel=1e-12)
 
 
@@ -119,7 +126,7 @@ def test_adaface_clips_the_norms_and_the_angles(mean: float) -> None:
     loss.load_state_dict({name: torch.tensor(mean if "mean" in name else 0.1) for name in loss.state_dict()})
     batch = batch_at_angles([0.1, 0.3, 0.39, 0.41, 1.5, 2.0, PI - 0.41, PI - 0.39, PI - 0.1])
     state = state_of(loss)
-    assert_equal(loss, lambda of, _: paper.adaface(of, state["norm_mean"], state["norm_std"], h=1), batch)
+    assert_equal(loss, with_held(paper.adaface, state["norm_mean"], state["norm_std"], h=1), batch)
     of = geometry(*batch)
     k_N = ((of.norm_N.clamp(max=100) - mean) / 0.101).clamp(-1, 1)
     shifted_N = of.theta_N - 0.4 * k_N
@@ -144,14 +151,14 @@ def test_elasticface_draws_anew_for_every_batch(name: str) -> None:
     for batch in batches(9, 1, 30):
         noise_N = torch.randn(len(batch[2]), generator=generator)
         margin_N = paper.elastic_margins(geometry(*batch), noise_N, mean, std, name.endswith("plus"))
-        assert_equal(loss, lambda of, _, form=form, margin_N=margin_N: form(of, margin_N), batch)
+        assert_equal(loss, with_held(form, margin_N), batch)
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_elasticface_has_the_mean_margin_in_eval(name: str) -> None:
     form, mean, _ = DRAWN[name]
     loss = build(catalog.get(name), num_classes=C).eval()
-    assert_equal(loss, lambda of, _: form(of, mean), random_batch(C, D, 9))
+    assert_equal(loss, with_held(form, mean), random_batch(C, D, 9))
 
 
 @pytest.mark.parametrize("name", ["elasticface_arc_plus", "elasticface_cos_plus"])
@@ -164,7 +171,7 @@ def test_elasticface_plus_gives_the_easiest_sample_the_smallest_margin(name: str
     by_rank = [drawn[3], drawn[0], drawn[2], drawn[1]]  # the angles' own order, smallest first: .3, .6, .9, 1.2
     loss = build(catalog.get(name), num_classes=5)
     loss.generator = torch.Generator().manual_seed(8)
-    assert_equal(loss, lambda of, _: form(of, torch.tensor(by_rank, dtype=torch.float64)), batch)
+    assert_equal(loss, with_held(form, torch.tensor(by_rank, dtype=torch.float64)), batch)
 
 
 # AdaM-Softmax and class sizes
@@ -208,4 +215,3 @@ def test_what_a_loss_tracks_travels_in_its_state_dict() -> None:
         second.load_state_dict(first.state_dict())
         x_ND, w_CD, label_N = random_batch(C, D, 6, seed=9)
         torch.testing.assert_close(first(x_ND, w_CD, label_N), second(x_ND, w_CD, label_N), rtol=0, atol=0)
-

@@ -158,7 +158,7 @@ CASES = {
     "li_arcface": Case(catalog.get("li_arcface"), plain(paper.li_arcface)),
     "x2_softmax": Case(catalog.get("x2_softmax"), plain(paper.x2_softmax)),
     "x2_softmax, moved": Case(
-        catalog.get("x2_softmax", a=-0.5, h=-0.3, k=0.9, scale=16.0),
+        catalog.get("x2_softmax", a=-0.5, h_rad=-0.3, k=0.9, scale=16.0),
         plain(paper.x2_softmax, a=-0.5, h=-0.3, k=0.9, s=16),
     ),
     "poly1": Case(catalog.get("poly1"), plain(paper.poly1)),
@@ -264,7 +264,7 @@ def test_only_losses_without_maps_refuse_the_other_mode() -> None:
 
 
 @pytest.mark.parametrize("shape", BATCHES)
-@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+@pytest.mark.parametrize(("case", "spec"), [*in_both_modes()])
 def test_losses_equal_their_equations_on_random_batches(case: Case, spec: LossSpec, shape: str) -> None:
     if BATCHES[shape]["classes"] < case.classes_at_least:
         with pytest.raises(ValueError, match="num_classes >= 3"):
@@ -273,13 +273,13 @@ def test_losses_equal_their_equations_on_random_batches(case: Case, spec: LossSp
     assert_equal_to_the_paper(case, spec, random_batch(**BATCHES[shape], centers=spec.centers))
 
 
-@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+@pytest.mark.parametrize(("case", "spec"), [*in_both_modes()])
 def test_losses_equal_their_equations_at_every_angle(case: Case, spec: LossSpec) -> None:
     """θ + m > π for ArcFace and mθ > π for SphereFace are among the angles; so is each side of ArcFace's edge."""
     assert_equal_to_the_paper(case, spec, batch_at_angles(ANGLES, centers=spec.centers))
 
 
-@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+@pytest.mark.parametrize(("case", "spec"), [*in_both_modes()])
 def test_losses_equal_their_equations_where_cosines_are_one_or_minus_one(case: Case, spec: LossSpec) -> None:
     """There dcos/dx = 0: whatever the map, only the other cosines move the embedding.
 
@@ -288,7 +288,7 @@ def test_losses_equal_their_equations_where_cosines_are_one_or_minus_one(case: C
     assert_equal_to_the_paper(case, spec, batch_at_the_tips(centers=spec.centers), rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize(("case", "spec"), in_both_modes())
+@pytest.mark.parametrize(("case", "spec"), [*in_both_modes()])
 def test_losses_are_finite_in_eval_and_leave_their_state(case: Case, spec: LossSpec) -> None:
     loss = built(spec, 7).eval()
     before = {name: value.clone() for name, value in loss.state_dict().items()}

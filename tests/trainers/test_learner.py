@@ -92,5 +92,5 @@ def test_biases_and_normalisation_do_not_decay() -> None:
 
 def test_cosines_are_those_of_the_normalised_class_weights() -> None:
     learner = _learner(catalog.softmax())
-    weights_CD = learner.tensors()["class_weights_CD"]
+    weights_CD = learner.tensors()["class_weights_RD"]
     torch.testing.assert_close(learner.cosines(3 * weights_CD).diagonal(), torch.ones(5))

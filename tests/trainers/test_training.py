@@ -74,6 +74,10 @@ SWITCHING = LossSchedule.constant(catalog.softmax(16)).then(2, COSFACE).then(4, 
 ADACOS_WEIGHTED = catalog.adacos_dynamic().model_copy(update={"weight": 2.0})
 
 
+# Losses that draw, track or learn something, and one with several class weights a class.
+LIVING = ["elasticface_arc_plus", "adaface", "curricularface", "adaptiveface", "uniface", "subcenter_arcface"]
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4])
 @pytest.mark.parametrize(
     "schedule",
@@ -82,8 +86,9 @@ ADACOS_WEIGHTED = catalog.adacos_dynamic().model_copy(update={"weight": 2.0})
         LossSchedule.constant(catalog.adacos_dynamic()),
         LossSchedule.constant(catalog.adacos_dynamic()).then(3, ADACOS_WEIGHTED),
         SWITCHING,
+        *(LossSchedule.constant(catalog.get(name)) for name in LIVING),
     ],
-    ids=["constant", "stateful", "reweighted", "switching"],
+    ids=["constant", "stateful", "reweighted", "switching", *LIVING],
 )
 def test_stopping_and_continuing_is_bit_for_bit_the_same_as_not_stopping(
     schedule: LossSchedule, stop: int, toy_task: Task
@@ -97,6 +102,26 @@ def test_stopping_and_continuing_is_bit_for_bit_the_same_as_not_stopping(
     assert first.history + second.history == whole.history
     assert (second.reward, second.metrics) == (whole.reward, whole.metrics)
     assert first.images + second.images == whole.images
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_every_named_loss_lowers_its_own_loss(name: str, toy_task: Task) -> None:
+    recipe = RECIPE.model_copy(update={"learning_rate": 0.02})
+    outcome, _ = _train(catalog.get(name), toy_task, recipe=recipe, epochs=3)
+    assert outcome.error is None
+    assert outcome.reward is not None
+    losses = [row["train/loss"] for row in outcome.history]
+    assert losses[-1] < losses[0]
+
+
+def test_random_margins_depend_on_the_seed_and_the_epoch_alone(toy_task: Task) -> None:
+    """Under a rate of almost 0 the weights stay, so that a change of the loss comes from the margins and the batches."""
+    elastic, constant = (
+        _train(loss, toy_task, recipe=FROZEN)[0].history
+        for loss in (catalog.elasticface_cos(std=0.2, scale=16), catalog.cosface(scale=16))
+    )
+    gaps = [one["train/loss"] - other["train/loss"] for one, other in zip(elastic, constant, strict=True)]
+    assert len({round(gap, 6) for gap in gaps}) == len(gaps)
 
 
 def test_each_history_row_has_the_absolute_epoch_all_scores_and_the_images_seen(toy_task: Task) -> None:
@@ -153,9 +178,9 @@ def test_training_leaves_global_state_alone(toy_task: Task) -> None:
 @pytest.mark.parametrize(
     ("loss", "edit", "reason"),
     [
-        (COSFACE, {"class_weights_CD": np.nan}, "the loss is not finite"),
+        (COSFACE, {"class_weights_RD": np.nan}, "the loss is not finite"),
         (COSFACE, {"network__normalise__running_mean": np.inf}, "the embeddings are not finite"),
-        (catalog.adacos_dynamic(), {"loss__scale": 1e8}, "AdaCos's dynamic scale diverged: it is .*"),
+        (catalog.adacos_dynamic(), {"loss__scale__value": 1e8}, "AdaCos's dynamic scale diverged: it is .*"),
     ],
 )
 def test_divergence_is_an_error_that_names_the_epoch(
@@ -197,7 +222,7 @@ def test_a_network_that_tells_no_classes_apart_is_named_stalled(
     [
         ({"epochs": 7}, "epochs must be at most the recipe's horizon_epochs=6, but got 7"),
         ({"epochs": 3}, "epochs must be more than the 3 that are trained already, but got 3"),
-        ({"recipe": RECIPE.model_copy(update={"embedding_dim": 8})}, "class_weights_CD must have shape .12, 8."),
+        ({"recipe": RECIPE.model_copy(update={"embedding_dim": 8})}, "class_weights_RD must have shape .12, 8."),
         ({"recipe": RECIPE.model_copy(update={"width": 8})}, "does not fit this recipe and data: network.body"),
         (
             {"recipe": RECIPE.model_copy(update={"network": "resnet"})},
@@ -217,7 +242,7 @@ def test_a_checkpoint_that_cannot_be_continued_is_refused(
 def test_a_checkpoint_of_other_classes_is_refused(after_three: Checkpoint, toy_task: Task) -> None:
     kept = toy_task.train.labels < 11
     train_part = LabelledImages(images=toy_task.train.images[kept], labels=toy_task.train.labels[kept])
-    with pytest.raises(ValueError, match=r"class_weights_CD must have shape \[11, 16\], but has \[12, 16\]"):
+    with pytest.raises(ValueError, match=r"class_weights_RD must have shape \[11, 16\], but has \[12, 16\]"):
         _train(COSFACE, replace(toy_task, train=train_part), start=after_three)
 
 
