@@ -1,12 +1,12 @@
 """`Ledger`: a journal's events sorted by what they say, so that tables and figures can look things up."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from lfs.journal import Asked, Event, Finished, Rebuilt, Rejected, Resumed, Retried, Started, Told
+from lfs.journal import Asked, Event, Examined, Finished, Rebuilt, Resumed, Retried, Started, Told
 from lfs.trial import Trial
 
 
@@ -20,7 +20,8 @@ class Ledger:
     told: dict[int, Told] = field(default_factory=dict)
     """The first outcome of each trial, in the order told."""
     retried: list[Retried] = field(default_factory=list)
-    rejected: dict[int, Rejected] = field(default_factory=dict)
+    examined: dict[int, Examined] = field(default_factory=dict)
+    """What the pre-flight filter said of a trial, where it said anything."""
     rebuilt: list[Rebuilt] = field(default_factory=list)
     resumed: list[Resumed] = field(default_factory=list)
     finished: Finished | None = None
@@ -46,8 +47,8 @@ class Ledger:
                 self.told.setdefault(event.trial, event)
             case Retried():
                 self.retried.append(event)
-            case Rejected():
-                self.rejected[event.trial] = event
+            case Examined():
+                self.examined[event.trial] = event
             case Rebuilt():
                 self.rebuilt.append(event)
             case Resumed():
@@ -66,6 +67,10 @@ class Ledger:
     def retries(self) -> Counter[int]:
         """How often each trial was retried."""
         return Counter(event.trial for event in self.retried)
+
+    def rejected(self, number: int) -> bool:
+        """Whether a trial was refused before training."""
+        return number in self.examined and self.examined[number].verdict == "rejected"
 
     @property
     def data(self) -> Mapping[str, JsonValue]:
@@ -103,8 +108,16 @@ class Ledger:
 
     def images_of(self, number: int) -> int:
         """Training images seen by the trial's lineage."""
-        return sum(self.told[n].outcome.images for n in self.lineage(number) if n in self.told)
+        return sum(self.told[n].outcome.images for n in self._trained_lineage(number))
 
     def seconds_of(self, number: int) -> float:
         """Training seconds of the trial's lineage."""
-        return sum(self.told[n].outcome.seconds for n in self.lineage(number) if n in self.told)
+        return sum(self.told[n].outcome.seconds for n in self._trained_lineage(number))
+
+    def _trained_lineage(self, number: int) -> Iterator[int]:
+        """The lineage as it was trained: in the place of a trial that took another's outcome, that other one."""
+        for member in self.lineage(number):
+            original = self.examined[member].original if member in self.examined else None
+            trained = member if original is None else original
+            if trained in self.told:
+                yield trained

@@ -1,11 +1,13 @@
-"""Figures of what was learnt: training curves and the winning loss itself."""
+"""Figures of what was learnt: training curves and losses themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.figures import MUTED, SEARCH, WINNER, Figure, Style, Trace, counting_axis, draw, plain, scatter, thin
+from analysis.loss_curves import PUSH_TARGET_DEG, SHOWN_PROBABILITIES, axis_range
 from analysis.tables import records
 
 _WINNER_STYLE = Style(colour=WINNER, dash="solid", symbol="star")
@@ -76,66 +78,140 @@ _REFERENCE_LINES = (
     {"color": SEARCH, "dash": "dashdot", "width": 1.8},
     {"color": "#CC79A7", "dash": "longdash", "width": 1.8},
 )
+_WINNER_LINES = (
+    {"color": WINNER, "dash": "solid", "width": 3.5},
+    {"color": "#0072B2", "dash": "dash", "width": 2.5},
+    {"color": "#009E73", "dash": "dot", "width": 2.5},
+)
+_LAST_DIGIT = 4
+"""Decimals of a drawn number: finer than a pixel."""
+_LONGEST_NAME = 180
+"""Of a line that stands for one situation of a loss: the situation comes last."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One of a loss's panels: which columns of `loss_curves.curves` it draws, and its axes' titles."""
+
+    x: str
+    y: str
+    across: str
+    up: str
+
+
+_LOGIT = _Panel("theta_deg", "logit", "target angle θ (degrees)", "target logit T (no unit)")
+_PULL = _Panel("theta_deg", "gradient", "target angle θ (degrees)", "pull −∂L/∂cos θ (per unit of cosine)")
+_MARGIN = _Panel("p", "margin", "plain softmax probability p", "effective margin (cosine)")
+_PUSH = _Panel("theta_deg", "push", "angle θ_j of one negative (degrees)", "push ∂L/∂cos θ_j (per unit of cosine)")
+_NO_LOGIT = "no target logit T and no<br>effective margin: this objective<br>works on bare cosines"
 
 
 def loss_figure(
-    winner: pd.DataFrame, earlier: pd.DataFrame, references: pd.DataFrame, *, num_classes: int
-) -> Figure | None:
-    """Target logit and its gradient by target angle: the winner thick, its earlier losses faint, references dashed.
+    winner: pd.DataFrame,
+    earlier: pd.DataFrame,
+    references: pd.DataFrame,
+    *,
+    num_classes: int,
+    key: str = "loss",
+    title: str = "Target logit, pull and effective margin",
+) -> Figure:
+    """A loss thick, its earlier versions faint, references dashed: T and the pull by angle, the effective margin by p.
 
-    Takes frames of `losses.curves`. None when the winner has no target logit.
+    Takes frames of `loss_curves.curves`. A loss with its own way of pushing negatives has a panel for that too; one
+    without a target logit has its pull and push alone.
     """
-    if winner.empty:
-        return None
-    traces = _earlier_curves(earlier)
+    has_logit = bool(winner["logit"].notna().any())
+    pushes = bool(winner["own_negatives"].any())
+    shown = {_LOGIT: has_logit, _PULL: True, _MARGIN: has_logit, _PUSH: pushes}
+    panels = [panel for panel, is_shown in shown.items() if is_shown]
+    data = pd.concat([frame for frame in (winner, references) if len(frame)])
+    traces = _earlier_curves(earlier, panels)
     for index, (name, part) in enumerate(references.groupby("loss", sort=False)):
-        traces += _curve_pair(part, name=plain(name), line=_REFERENCE_LINES[index % len(_REFERENCE_LINES)])
-    thick = {"color": WINNER, "width": 3.5}
-    traces += _curve_pair(winner, name=plain(winner["loss"].iloc[0]), line=thick, legendrank=1)
-    angles = {"title": {"text": "target angle θ (degrees)"}, "tickvals": list(range(0, 181, 30)), "range": [0, 180]}
-    data = pd.concat([winner, references])
-    at_60 = records(data[data["theta_deg"] == 60])
+        traces += _curve(part, panels, name=plain(name), line=_REFERENCE_LINES[index % len(_REFERENCE_LINES)])
+    for index, (name, part) in enumerate(winner.groupby("loss", sort=False)):
+        line = _WINNER_LINES[index % len(_WINNER_LINES)]
+        traces += _curve(part, panels, name=plain(name, _LONGEST_NAME), line=line, legendrank=1)
+    columns = ["loss", "theta_deg", "gradient", *(("logit", "p", "margin") if has_logit else ())]
+    at_round = data["theta_deg"].mod(15).eq(0) | data["p"].mul(100).mod(10).sub(5).abs().lt(1e-6)
     return Figure(
-        key="loss",
-        title="Target logit, and how hard the loss pulls",
-        label="At a target angle of 60 degrees, target logit and −∂L/∂cos θ: "
-        + "; ".join(f"{row['loss']} {row['logit']:.2f}, {row['gradient']:.2f}" for row in at_60),
-        caption=(
-            f"L = softplus(lse_neg − T(cos θ)), drawn for {num_classes:,} classes with every negative at 90°. The "
-            "references have the winner's scale, so that what differs is the margin; AdaCos has its own. The pull of "
-            "an exact angular margin grows without bound towards 0° and 180°: its axis is cut."
-        ),
-        table=data[data["theta_deg"] % 15 == 0],
-        plot=draw(
-            traces,
-            height=470,
-            grid={"rows": 1, "columns": 2, "pattern": "independent", "xgap": 0.2},
-            margin={"l": 70, "r": 18, "t": 24, "b": 130},
-            xaxis=angles,
-            xaxis2=angles,
-            yaxis={"title": {"text": "target logit T (no unit)"}},
-            yaxis2={"title": {"text": "pull −∂L/∂cos θ (per unit of cosine)"}, "range": _pull_range(data)},
-        ),
+        key=key,
+        title=title,
+        label=_label(winner),
+        caption=_caption(num_classes, panels, data),
+        table=data.loc[at_round, [*columns, *(("push",) if pushes else ())]],
+        plot=draw(traces, **_layout(panels, data)),
     )
 
 
-def _pull_range(data: pd.DataFrame) -> list[float]:
-    """From 0, or below where the pull turns into a push, to a little above the highest pull between 10° and 150°."""
-    pull = data.loc[data["theta_deg"].between(10, 150), "gradient"]
-    return [min(0.0, 1.1 * float(pull.min())), 1.1 * float(pull.max())]
+def _label(winner: pd.DataFrame) -> str:
+    """What the figure shows, in numbers, at 60° and at p = .5."""
+    said = []
+    for name, part in winner.groupby("loss", sort=False):
+        at_60 = records(part[part["theta_deg"] == 60])[0]
+        words = f"{name}: −∂L/∂cos θ {at_60['gradient']:.2f}"
+        if part["logit"].notna().any():
+            near_half = records(part.iloc[[int((part["p"] - 0.5).abs().argmin())]])[0]
+            words += f", target logit {at_60['logit']:.2f} at 60 degrees, effective margin "
+            words += f"{near_half['margin']:.3f} at p = {near_half['p']:.2f}"
+        said.append(words)
+    return "Curves of a loss. " + "; ".join(said)
 
 
-def _earlier_curves(earlier: pd.DataFrame) -> list[Trace]:
+def _caption(num_classes: int, panels: Sequence[_Panel], data: pd.DataFrame) -> str:
+    sentences = [f"Drawn for {num_classes:,} classes with every negative at 90°, the loss's state as it starts."]
+    if _MARGIN in panels:
+        sentences.append("Effective margin: (logit(p) − logit(p_m))/s, p the plain softmax's probability at scale s.")
+    if _PUSH in panels:
+        sentences.append(f"Push: one negative moves to θ_j while the target stays at {PUSH_TARGET_DEG}°.")
+    if any(data[panel.y].max() > axis_range(data, panel.y)[1] for panel in panels if panel in (_PULL, _PUSH)):
+        sentences.append("Towards 0° and 180° an exact angular map grows without bound: the axis is cut.")
+    return " ".join(sentences)
+
+
+def _layout(panels: Sequence[_Panel], data: pd.DataFrame) -> dict[str, Any]:
+    """Three panels side by side, or four in two rows."""
+    rows, columns = (2, 2) if len(panels) == 4 else (1, 3)
+    gaps = {"xgap": 0.22 if columns == 3 else 0.14, "ygap": 0.26}
+    layout: dict[str, Any] = {
+        "height": 420 if rows == 1 else 680,
+        "grid": {"rows": rows, "columns": columns, "pattern": "independent", **gaps},
+        "margin": {"l": 64, "r": 18, "t": 14, "b": 112},
+    }
+    axes_by_column: dict[str, dict[str, Any]] = {
+        "theta_deg": {"range": [0, 180], "tickvals": list(range(0, 181, 30))},
+        "p": {"range": [0, 1], "tickvals": [0, 0.2, 0.4, 0.6, 0.8, 1]},
+    }
+    small = {"size": 12}
+    for index, panel in enumerate(panels):
+        suffix = str(index + 1) if index else ""
+        layout[f"xaxis{suffix}"] = {"title": {"text": panel.across, "font": small}, **axes_by_column[panel.x]}
+        layout[f"yaxis{suffix}"] = {"title": {"text": panel.up, "font": small}, "range": axis_range(data, panel.y)}
+    if _LOGIT not in panels:
+        layout["xaxis3"] = layout["yaxis3"] = {"visible": False}
+        place = {"xref": "paper", "yref": "paper", "x": 0.85, "xanchor": "center", "y": 0.5, "showarrow": False}
+        layout["annotations"] = [{"text": _NO_LOGIT, "font": {"size": 13, "color": MUTED}, **place}]
+    return layout
+
+
+def _earlier_curves(earlier: pd.DataFrame, panels: Sequence[_Panel]) -> list[Trace]:
     traces: list[Trace] = []
     if earlier.empty:
         return traces
     for _, part in earlier.groupby("loss", sort=False):
         look = {"opacity": 0.4, "legendgroup": "earlier", "hoverinfo": "skip"}
-        traces += _curve_pair(part, name="the winner's earlier losses", line={"color": WINNER, "width": 1}, **look)
+        line = {"color": WINNER, "width": 1}
+        traces += _curve(part, panels, name="the winner's earlier losses", line=line, **look)
     return [traces[0], *(trace | {"showlegend": False} for trace in traces[1:])]
 
 
-def _curve_pair(part: pd.DataFrame, *, name: str, **look: Any) -> list[Trace]:
-    logit = scatter(part["theta_deg"], part["logit"], name=name, mode="lines", **look)
-    pull = scatter(part["theta_deg"], part["gradient"], name=name, mode="lines", **look)
-    return [logit, pull | {"xaxis": "x2", "yaxis": "y2", "showlegend": False}]
+def _curve(part: pd.DataFrame, panels: Sequence[_Panel], *, name: str, **look: Any) -> list[Trace]:
+    """One line in each panel, the first with its entry in the legend."""
+    traces = []
+    for index, panel in enumerate(panels):
+        shown = part[part["p"].between(*SHOWN_PROBABILITIES)] if panel is _MARGIN else part
+        x, y = (shown[column].round(_LAST_DIGIT) for column in (panel.x, panel.y))
+        suffix = str(index + 1) if index else ""
+        place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0, "legendgroup": name}
+        line = {**look["line"], "simplify": False}
+        traces.append(scatter(x, y, name=name, mode="lines") | place | look | {"line": line})
+    return traces

@@ -14,8 +14,9 @@ import pandas as pd
 from analysis import page, tables
 from analysis.figures import Style, styles_for
 from analysis.ledger import Ledger
+from analysis.loss_curves import curves
 from analysis.loss_plots import loss_figure, training_figure
-from analysis.losses import curves, describe, reference_losses
+from analysis.losses import describe, reference_losses
 from analysis.page import Html, Section
 from analysis.reproduce import reproduce_section
 from analysis.search_plots import compute_figure, controller_figure, entrants_figure, health_figure, history_figure
@@ -128,7 +129,7 @@ def _subtitle(ledger: Ledger) -> str:
     begun = datetime.fromtimestamp(ledger.started.time, UTC).strftime("%Y-%m-%d %H:%M UTC")
     method, space = ledger.setting("search", "method"), ledger.setting("space", "kind") or ledger.setting("space")
     how = f"{method} over {space}, " if isinstance(method, str) and isinstance(space, str) else ""
-    running = len(ledger.trials.keys() - ledger.told.keys() - ledger.rejected.keys())
+    running = len(ledger.trials.keys() - ledger.told.keys())
     state = "finished" if ledger.finished else f"not finished: {running} trials without an outcome"
     resumed = f", resumed {len(ledger.resumed)}×" if ledger.resumed else ""
     return f"Search {ledger.started.search_id}: {how}started {begun}{resumed}, {state}."
@@ -155,7 +156,7 @@ def health_section(view: View) -> Section:
     nothing = page.paragraph("No trial failed, collapsed or had to be tried again.")
     pieces = (
         page.paragraph("No trial was asked yet.") if empty else page.figure(health_figure(view.trials, failures)),
-        page.table(failures.head(_MAX_ROWS), caption="Failures, collapses and retries by cause")
+        page.table(failures.head(_MAX_ROWS), caption="Failures, collapses, retries and what was found before training")
         if len(failures)
         else None,
         nothing if failures.empty and not empty else None,
@@ -259,7 +260,7 @@ def loss_section(view: View) -> Section:
         for entry in schedule.entries
     ]
     pieces = (
-        page.figure(drawn) if drawn else page.paragraph("This loss has no target logit to draw."),
+        page.figure(drawn),
         page.heading("The winner's schedule"),
         page.table(pd.DataFrame(steps)),
         *(
@@ -319,7 +320,8 @@ def _note(row: dict[str, Any], winner: int | None, best_note: dict[int, str]) ->
         "winner" if row["number"] == winner else None,
         best_note.get(row["number"]),
         "no outcome yet" if row["state"] == "running" else None,
-        f"failed: {row['error']}" if row["error"] else None,
+        f"failed: {row['error']}" if row["state"] == "failed" else None,
+        row["preflight"],
         f"collapsed: {row['collapse']}" if row["collapse"] else None,
     )
     return "; ".join(note for note in notes if note)

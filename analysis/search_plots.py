@@ -24,6 +24,9 @@ from analysis.tables import records
 _CAUSE_COLOURS = {
     "failed": FAILED,
     "rejected": MUTED,
+    "reused": MUTED,
+    "warned": MUTED,
+    "noted": MUTED,
     "collapsed": "#CC79A7",
     "retried": "#E69F00",
     "rebuilt": "#56B4E9",

@@ -22,7 +22,7 @@ SCORES = (
 )
 _TRIAL_COLUMNS = (
     *("number", "role", "name", "round", "parent", "epochs", "at_horizon", "seed", "state", "attempts"),
-    *("loss", "losses", "digest", "recipe", "reward", "choice", *(f"val/{score}" for score in SCORES)),
+    *("loss", "losses", "digest", "recipe", "preflight", "reward", "choice", *(f"val/{score}" for score in SCORES)),
     *("error", "collapse", "seconds", "images", "lineage_seconds", "lineage_images"),
     *("search_images", "told_at_seconds"),
 )
@@ -38,7 +38,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def trials_table(events: Iterable[Event]) -> pd.DataFrame:
     """One row a trial, by number.
 
-    `state` is told, failed or running (asked but not told). `reward` is the score on the reward half of the
+    `state` is told, failed, rejected (before training) or running (asked but not told); `preflight` is what the
+    pre-flight filter said of it. `reward` is the score on the reward half of the
     validation identities, `choice` the same score on the choice half. `images` and `seconds` are the trial's own,
     `lineage_*` include the trials that it continues; `search_images` counts what the search's own trials had seen
     when this one was told. `loss` and `digest` name the last loss of its schedule, `losses` counts the schedule's
@@ -91,8 +92,9 @@ def _trial_row(ledger: Ledger, trial: Trial, search_images: dict[int, int]) -> d
         "search_images": search_images.get(trial.number),
         **{f"loss/{name}": value for name, value in parameters(trial.schedule.final).items()},
     }
-    if trial.number in ledger.rejected:
-        row |= {"state": "failed", "error": f"rejected: {ledger.rejected[trial.number].reason}"}
+    verdict = ledger.examined.get(trial.number)
+    if verdict is not None:
+        row["preflight"] = f"{verdict.verdict}: {verdict.reason}"
     told = ledger.told.get(trial.number)
     if told is None:
         return row
@@ -100,7 +102,7 @@ def _trial_row(ledger: Ledger, trial: Trial, search_images: dict[int, int]) -> d
     metric = str(trial.recipe.get("reward", ledger.reward_metric or ""))
     started = ledger.started.time if ledger.started else told.time
     return row | {
-        "state": "failed" if outcome.error is not None else "told",
+        "state": "rejected" if ledger.rejected(trial.number) else "failed" if outcome.error is not None else "told",
         "reward": outcome.reward,
         "choice": choice_score(outcome.metrics, metric),
         **{f"val/{score}": outcome.metrics.get(f"val/{score}") for score in SCORES},
@@ -166,7 +168,8 @@ def controller_of(ledger: Ledger) -> pd.DataFrame:
 
 
 def failures_table(events: Iterable[Event]) -> pd.DataFrame:
-    """What went wrong, by `kind` and `cause`: failed, rejected, retried, collapsed, or rebuilt with other numbers.
+    """What was out of the ordinary, by `kind` and `cause`: failed, retried, collapsed, rebuilt with other numbers, or
+    as the pre-flight filter found: rejected, reused, warned, noted.
 
     Causes are the first line of the message with its numbers replaced, so that alike failures count together;
     `example` is one whole message.
@@ -178,11 +181,11 @@ def failures_of(ledger: Ledger) -> pd.DataFrame:
     """`failures_table` of a ledger."""
     found: list[tuple[str, int, str]] = []
     for number, told in ledger.told.items():
-        if told.outcome.error is not None:
+        if told.outcome.error is not None and not ledger.rejected(number):
             found.append(("failed", number, told.outcome.error))
         if told.outcome.collapse is not None:
             found.append(("collapsed", number, told.outcome.collapse))
-    found += [("rejected", n, event.reason) for n, event in ledger.rejected.items() if n not in ledger.told]
+    found += [(event.verdict, number, event.reason) for number, event in ledger.examined.items()]
     found += [("retried", event.trial, event.reason) for event in ledger.retried]
     found += [("rebuilt", event.trial, "other numbers than before") for event in ledger.rebuilt if not event.same]
     rows = [{"kind": kind, "cause": _cause(text), "trial": n, "example": text} for kind, n, text in found]
@@ -215,7 +218,7 @@ def totals_of(ledger: Ledger) -> pd.DataFrame:
     parts = {role: trials[trials["role"] == role] for role in ("search", "baseline")} | {"total": trials}
     rows = []
     for role, part in parts.items():
-        states = {state: int((part["state"] == state).sum()) for state in ("told", "failed", "running")}
+        states = {state: int((part["state"] == state).sum()) for state in ("told", "failed", "rejected", "running")}
         retries = int((part["attempts"] - 1).sum())
         spent = {"images": int(part["images"].sum()), "seconds": float(part["seconds"].sum())}
         rows.append({"role": role, "trials": len(part), **states, "retries": retries, **spent})

@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from lfs.errors import UserError
 from lfs.trial import Trial
@@ -68,12 +68,38 @@ class Retried(_Event):
     reason: str
 
 
-class Rejected(_Event):
-    """A candidate was refused before training."""
+Verdict = Literal["rejected", "reused", "warned", "noted"]
 
-    event: Literal["rejected"] = "rejected"
+
+class Examined(_Event):
+    """What the pre-flight filter has to say of a trial that was asked; it is silent about most.
+
+    `rejected`: not trained, told as a failure. `reused`: not trained, told the outcome of trial `same_as`, which
+    trains the same loss from the same start in the same way. `warned` and `noted` (equivalent to the loss of trial
+    `same_as`, but not trained in the same way) change nothing.
+    """
+
+    event: Literal["examined"] = "examined"
     trial: int
+    verdict: Verdict
     reason: str
+    same_as: int | None = None
+
+    @model_validator(mode="after")
+    def _names_its_original(self) -> Self:
+        if self.verdict == "reused" and (self.same_as is None or self.same_as >= self.trial):
+            raise ValueError(f"a reused trial names an earlier one, but got same_as={self.same_as}")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the trial is trained all the same."""
+        return self.verdict in ("warned", "noted")
+
+    @property
+    def original(self) -> int | None:
+        """The trial whose outcome and checkpoint are this one's, None where it has its own or none."""
+        return self.same_as if self.verdict == "reused" else None
 
 
 class Rebuilt(_Event):
@@ -112,8 +138,44 @@ class Finished(_Event):
     constant: LossSpec | None = None
 
 
+class Opened(_Event):
+    """A comparison opens the sealed test identities, all its training being done. Only `compare` writes this."""
+
+    event: Literal["opened"] = "opened"
+    classes: int
+    images: int
+    clusters: int
+    """What the bootstrap resamples: identities, or groups of them."""
+    digest: str
+    """Of the decoded images and their labels."""
+    opened_before: int
+    """How often comparisons of this workspace had opened these identities before."""
+
+
+State = Literal["trained", "collapsed", "diverged", "failed"]
+
+
+class Scored(_Event):
+    """The test scores of an entrant of a comparison under one seed, from the model that `trial` trained.
+
+    `collapsed` scores are as measured. A `diverged` training leaves no model and has the scores of chance. `failed`
+    says that the machine failed, not the loss; it has no scores. `why` says more of the last three.
+    """
+
+    event: Literal["scored"] = "scored"
+    entrant: str
+    seed: int
+    trial: int
+    state: State
+    metrics: Mapping[str, float] = {}
+    why: str = ""
+    resamples: str = ""
+    """A file in the comparison's folder: by how much each score moves in each resample of the identities."""
+
+
 Event = Annotated[
-    Started | Asked | Retried | Rejected | Rebuilt | Told | Resumed | Finished, Field(discriminator="event")
+    Started | Asked | Examined | Retried | Rebuilt | Told | Resumed | Finished | Opened | Scored,
+    Field(discriminator="event"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 

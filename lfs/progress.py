@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from lfs.journal import Asked, Event, Rebuilt, Resumed, Retried, Started, Told
+from lfs.journal import Asked, Event, Examined, Rebuilt, Resumed, Retried, Started, Told
 from lfs.trial import Trial
 from trainers.outcome import Outcome
 
@@ -38,6 +38,7 @@ class Progress:
         self._summary: dict[str, float] = {}
         self._epochs_done = self._epochs_before = 0
         self._retries = 0
+        self._verdicts: dict[int, Examined] = {}
         self._since = time.monotonic()
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=2) if _redraws(console) else None
@@ -61,6 +62,10 @@ class Progress:
             self._summary = dict(event.summary)
         elif isinstance(event, Told):
             self._on_told(event)
+        elif isinstance(event, Examined):
+            self._verdicts[event.trial] = event
+            if event.trained:
+                self._line(f"{label(self._trials[event.trial])}: {event.reason}")
         elif isinstance(event, Retried):
             self._retries += 1
             self._line(
@@ -85,8 +90,14 @@ class Progress:
     def _on_told(self, event: Told) -> None:
         trial, outcome = self._trials[event.trial], event.outcome
         self._outcomes[event.trial] = outcome
-        self._epochs_done += trial.epochs - (0 if trial.parent is None else self._trials[trial.parent].epochs)
+        epochs = trial.epochs - (0 if trial.parent is None else self._trials[trial.parent].epochs)
+        self._epochs_done += epochs
+        verdict = self._verdicts.get(event.trial)
         result = f"failed: {outcome.error}" if outcome.reward is None else f"reward {outcome.reward:.4f}"
+        if verdict is not None and not verdict.trained:
+            self._epochs_before += epochs  # they took no time
+            taken = f"{result}, that of trial {verdict.original}"
+            result = str(outcome.error) if verdict.original is None else taken
         collapse = f" ({outcome.collapse})" if outcome.collapse else ""
         self._line(
             f"{label(trial)}: {result}{collapse}, {outcome.seconds:.1f} s; {len(self._outcomes)} trials done, "
@@ -117,8 +128,12 @@ class Progress:
         return facts
 
     def _failures(self) -> str:
-        causes = Counter((o.error or "").split(":")[0] for o in self._outcomes.values() if o.error)
+        rejected = {number for number, event in self._verdicts.items() if event.verdict == "rejected"}
+        errors = [o.error for number, o in self._outcomes.items() if o.error and number not in rejected]
+        causes = Counter(error.split(":")[0] for error in errors)
         parts = [f"{count} failed ({cause})" for cause, count in causes.most_common(3)]
+        verdicts = Counter(event.verdict for event in self._verdicts.values())
+        parts += [f"{count} {verdict}" for verdict, count in sorted(verdicts.items())]
         if self._retries:
             parts.append(f"{self._retries} retried")
         return "".join(f", {part}" for part in parts)

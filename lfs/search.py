@@ -1,13 +1,28 @@
 """The search loop: ask, run, tell, and write it all down. Resume is replay of the same loop's journal."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from lfs.budget import Clock
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.controller import Controller
-from lfs.executor import Completed, Executor, Lost
-from lfs.journal import Asked, Event, Finished, Journal, JournalError, Rebuilt, Retried, Started, Told
+from lfs.executor import Completed, Executor, Lost, failure
+from lfs.journal import (
+    Asked,
+    Event,
+    Examined,
+    Finished,
+    Journal,
+    JournalError,
+    Rebuilt,
+    Resumed,
+    Retried,
+    Started,
+    Told,
+)
+from lfs.preflight import Preflight
 from lfs.sources import versions
 from lfs.trial import Trial
 from trainers.outcome import Outcome
@@ -30,13 +45,18 @@ def search(
     checkpoints: CheckpointStore,
     *,
     choose: Choose,
+    preflight: Preflight | None = None,
+    clock: Clock | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Finished:
-    """Run a search to its end, from wherever its journal stands.
+    """Run a search to its end, from wherever its journal stands; without a `preflight` every trial is trained.
 
-    Raises `JournalError` when the journal cannot be replayed, `SearchStoppedError` when trials keep failing alike.
+    `clock` is the one that the controller looks at, if it looks at one.
+
+    Raises `JournalError` when the journal cannot be replayed, `SearchStoppedError` when trials keep failing alike, or
+    at the end when there is no winner because candidates were rejected before training.
     """
-    loop = _Loop(controller, executor, journal, checkpoints, on_event)
+    loop = _Loop(controller, executor, journal, checkpoints, preflight, clock or Clock(), on_event)
     finished = loop.replay()
     if finished is not None:
         return finished
@@ -44,6 +64,8 @@ def search(
     winner = choose(loop.asked, loop.told)
     finished = Finished(winner=winner, summary=controller.summary(), constant=controller.constant())
     loop.record(finished)
+    if winner is None:
+        loop.stop_if_rejected()
     return finished
 
 
@@ -53,22 +75,28 @@ class Past:
 
     asked: dict[int, Trial] = field(default_factory=dict)
     told: dict[int, Outcome] = field(default_factory=dict)
+    verdicts: dict[int, Examined] = field(default_factory=dict)
     finished: Finished | None = None
 
 
-def replay(controller: Controller, events: Sequence[Event]) -> Past:
-    """Bring a fresh controller to where the events end.
+def replay(controller: Controller, events: Sequence[Event], clock: Clock | None = None) -> Past:
+    """Bring a fresh controller, and its clock, to where the events end.
 
     Raises `JournalError` when it asks for other trials than the journal says, or when an event of a trial stands before
     the trial was asked for.
     """
-    past = Past()
+    past, clock = Past(), clock or Clock()
     for event in events:
-        if isinstance(event, Asked):
+        if isinstance(event, Started):
+            clock.began = event.time
+        elif isinstance(event, Asked):
+            clock.now = event.time
             _replay_ask(controller, event, events)
             past.asked |= {trial.number: trial for trial in event.trials}
-        elif isinstance(event, Told | Retried | Rebuilt) and event.trial not in past.asked:
+        elif isinstance(event, Told | Retried | Rebuilt | Examined) and event.trial not in past.asked:
             raise JournalError(f"the journal is damaged: trial {event.trial} was never asked for; restore its lines")
+        elif isinstance(event, Examined):
+            past.verdicts[event.trial] = event
         elif isinstance(event, Told) and event.trial not in past.told:
             past.told[event.trial] = event.outcome
             controller.tell(past.asked[event.trial], event.outcome)
@@ -86,6 +114,22 @@ def _replay_ask(controller: Controller, event: Asked, events: Sequence[Event]) -
         )
 
 
+def _unexamined(events: Iterable[Event]) -> tuple[Trial, ...]:
+    """Trials of the last ask that a killed process may have left without a look at them.
+
+    Verdicts follow their ask at once and in its order, so any event of another kind says that all were looked at.
+    """
+    left: tuple[Trial, ...] = ()
+    for event in events:
+        if isinstance(event, Asked):
+            left = event.trials
+        elif isinstance(event, Examined):
+            left = tuple(trial for trial in left if trial.number > event.trial)
+        elif not isinstance(event, Resumed):
+            left = ()
+    return left
+
+
 class _Loop:
     def __init__(
         self,
@@ -93,17 +137,25 @@ class _Loop:
         executor: Executor,
         journal: Journal,
         checkpoints: CheckpointStore,
+        preflight: Preflight | None,
+        clock: Clock,
         on_event: Callable[[Event], None],
     ) -> None:
         self._controller = controller
         self._executor = executor
         self._journal = journal
         self._checkpoints = checkpoints
+        self._preflight = preflight
+        self._clock = clock
         self._on_event = on_event
         self.asked: dict[int, Trial] = {}
         self.told: dict[int, Outcome] = {}
+        self._verdicts: dict[int, Examined] = {}
+        self._untrained: dict[int, Examined] = {}
+        """The verdicts of untold trials that are not to be trained."""
         self._pending: deque[Trial] = deque()
         self._in_flight: set[int] = set()
+        self._new: tuple[Trial, ...] = ()
         self._recent_errors: deque[str | None] = deque(maxlen=IDENTICAL_FAILURES)
 
     def record(self, event: Event) -> None:
@@ -112,30 +164,89 @@ class _Loop:
 
     def replay(self) -> Finished | None:
         """Bring the controller to where the journal stands; untold trials are pending again."""
-        past = replay(self._controller, list(self._journal))
+        events = list(self._journal)
+        past = replay(self._controller, events, self._clock)
         self.asked, self.told = past.asked, past.told
-        self._recent_errors.extend(outcome.error for outcome in past.told.values())
-        self._pending.extend(trial for number, trial in self.asked.items() if number not in self.told)
+        for verdict in past.verdicts.values():
+            self._take_in(verdict)
+        self._recent_errors.extend(outcome.error for number, outcome in past.told.items() if self._trains(number))
+        self._new = _unexamined(events)
+        if self._preflight is not None:
+            for trial in self.asked.values():
+                if trial not in self._new:
+                    self._preflight.remember(trial, self._verdicts.get(trial.number))
         return past.finished
 
     def run(self) -> None:
+        self._examine(self._new)
+        self._pending.extend(trial for trial in self.asked.values() if self._is_due(trial))
         while True:
             self._fill()
             if not self._in_flight:
                 return
             self._wait()
 
+    def stop_if_rejected(self) -> None:
+        """Raises `SearchStoppedError` if candidates were rejected before training."""
+        rejected = [verdict for verdict in self._verdicts.values() if verdict.verdict == "rejected"]
+        if rejected:
+            searched = sum(trial.role == "search" for trial in self.asked.values())
+            raise SearchStoppedError(
+                f"no trial of the search reached the horizon: {len(rejected)} of its {searched} candidates were "
+                f"rejected before training, the last one as {rejected[-1].reason}; search another space"
+            )
+
     def _fill(self) -> None:
         """Give every free worker a trial, as far as there are any."""
         while (free := self._executor.slots - len(self._in_flight)) > 0:
-            if not self._pending:
-                trials = tuple(self._controller.ask(free))
-                if not trials:
-                    return
-                self.record(Asked(count=free, trials=trials, summary=self._controller.summary()))
-                self.asked |= {trial.number: trial for trial in trials}
-                self._pending.extend(trials)
-            self._submit(self._pending.popleft())
+            if self._pending:
+                self._submit(self._pending.popleft())
+            elif not self._ask(free):
+                return
+
+    def _ask(self, count: int) -> bool:
+        """Ask for new trials and examine them; whether there were any."""
+        self._clock.now = time.time()
+        trials = tuple(self._controller.ask(count))
+        if trials:
+            summary = self._controller.summary()
+            self.record(Asked(time=self._clock.now, count=count, trials=trials, summary=summary))
+            self.asked |= {trial.number: trial for trial in trials}
+            self._examine(trials)
+            self._pending.extend(trial for trial in trials if self._is_due(trial))
+        return bool(trials)
+
+    def _examine(self, trials: Iterable[Trial]) -> None:
+        if self._preflight is not None:
+            for trial in trials:
+                verdict = self._preflight.examine(trial)
+                if verdict is not None:
+                    self.record(verdict)
+                    self._take_in(verdict)
+        self._settle()
+
+    def _take_in(self, verdict: Examined) -> None:
+        self._verdicts[verdict.trial] = verdict
+        if not verdict.trained and verdict.trial not in self.told:
+            self._untrained[verdict.trial] = verdict
+
+    def _trains(self, number: int) -> bool:
+        return number not in self._verdicts or self._verdicts[number].trained
+
+    def _is_due(self, trial: Trial) -> bool:
+        return trial.number not in self.told and self._trains(trial.number)
+
+    def _settle(self) -> None:
+        """Tell the trials that need no training: the rejected, and those whose original is told."""
+        for number, verdict in list(self._untrained.items()):
+            if verdict.original is None:
+                outcome = failure(f"rejected before training: {verdict.reason}")
+            elif verdict.original in self.told:
+                outcome = replace(self.told[verdict.original], seconds=0.0, images=0)
+            else:
+                continue
+            del self._untrained[number]
+            self._tell(self.asked[number], outcome)
 
     def _submit(self, trial: Trial) -> None:
         start = None if trial.parent is None else self._checkpoint_of(trial.parent)
@@ -144,6 +255,7 @@ class _Loop:
 
     def _checkpoint_of(self, number: int) -> Checkpoint:
         """A trial's checkpoint, rebuilt by running its lineage again where it is missing."""
+        number = self._holder(number)
         stored = self._checkpoints.load(number)
         if stored is not None:
             return stored
@@ -171,10 +283,10 @@ class _Loop:
             self._in_flight.discard(item.trial.number)
             completions.append(item)
             if item.trial.number != rebuilding:
-                self._tell(item)
+                self._complete(item)
         return completions
 
-    def _tell(self, done: Completed) -> None:
+    def _complete(self, done: Completed) -> None:
         number = done.trial.number
         if number in self.told:
             return
@@ -182,11 +294,21 @@ class _Loop:
             checkpoint = done.checkpoint()
             if checkpoint is not None:
                 self._checkpoints.save(number, checkpoint)
-        self.record(Told(trial=number, outcome=done.outcome))
-        self.told[number] = done.outcome
-        self._controller.tell(done.trial, done.outcome)
-        self._checkpoints.keep_only([*sorted(self._controller.live()), number, *self._best(3)])
+        self._tell(done.trial, done.outcome)
+        self._settle()
         self._stop_if_all_fail_alike(done.outcome.error)
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        self.record(Told(trial=trial.number, outcome=outcome))
+        self.told[trial.number] = outcome
+        self._controller.tell(trial, outcome)
+        wanted = [*sorted(self._controller.live()), trial.number, *self._best(3)]
+        self._checkpoints.keep_only(map(self._holder, wanted))
+
+    def _holder(self, number: int) -> int:
+        """The trial under whose number a trial's checkpoint is kept: its original's for one that was not trained."""
+        original = self._verdicts[number].original if number in self._verdicts else None
+        return number if original is None else original
 
     def _best(self, count: int) -> list[int]:
         rewards = {n: o.reward for n, o in self.told.items() if o.reward is not None}

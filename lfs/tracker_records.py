@@ -9,9 +9,9 @@ from lfs.journal import (
     FILE_NAME,
     Asked,
     Event,
+    Examined,
     Finished,
     JournalError,
-    Rejected,
     Retried,
     Started,
     Told,
@@ -61,15 +61,15 @@ class TrialRecord:
     asked_at: float
     ended_at: float | None = None
     outcome: Outcome | None = None
-    rejection: str | None = None
+    verdict: Examined | None = None
     retries: int = 0
 
     def state(self, *, search_alive: bool) -> State:
         """What became of the trial; one without an outcome is interrupted once its search is no longer alive."""
+        if self.verdict is not None and self.verdict.verdict == "rejected":
+            return "rejected"
         if self.outcome is not None:
             return "failed" if self.outcome.reward is None else "told"
-        if self.rejection is not None:
-            return "rejected"
         return "running" if search_alive else "interrupted"
 
     @property
@@ -97,7 +97,8 @@ class TrialRecord:
         """What is known when the trial has ended."""
         outcome = self.outcome
         told = {
-            "lossearch.error": self.rejection if outcome is None else outcome.error,
+            "lossearch.error": None if outcome is None else outcome.error,
+            "lossearch.preflight": self.verdict and f"{self.verdict.verdict}: {self.verdict.reason}",
             "lossearch.collapse": None if outcome is None else outcome.collapse,
             "lossearch.retries": str(self.retries) if self.retries else None,
         }
@@ -168,9 +169,11 @@ class SearchRecord:
                         self._point(f"controller/{key}", value, step)
             case Retried():
                 self._trial(event.trial).retries += 1
-            case Rejected():
+            case Examined():
                 record = self._trial(event.trial)
-                record.rejection, record.ended_at = event.reason, event.time
+                record.verdict = event
+                if event.verdict == "rejected":
+                    record.ended_at = event.time
             case Told():
                 self._tell(event)
             case Finished():
@@ -258,11 +261,15 @@ class SearchRecord:
         return f"| {name.replace('|', '/')} | {record.trial.number} | {scores} | {self._lineage_images(record):,} |"
 
     def _lineage_images(self, record: TrialRecord) -> int:
-        images = record.outcome.images if record.outcome else 0
-        while record.trial.parent is not None:
-            record = self.trials[record.trial.parent]
+        images = 0
+        while True:
+            original = None if record.verdict is None else record.verdict.original
+            if original is not None:
+                record = self.trials[original]
             images += record.outcome.images if record.outcome else 0
-        return images
+            if record.trial.parent is None:
+                return images
+            record = self.trials[record.trial.parent]
 
 
 def begin_record(events: Sequence[Event], path: Path) -> SearchRecord:

@@ -1,24 +1,31 @@
 """What a loss is, and which losses may be asked for."""
 
 from search_space import catalog, parts
+from search_space.domains import Choice, Domain, Space, Values
 from search_space.head import MarginHead
 from search_space.loss import Loss, build, target_logit
 from search_space.schedule import LossSchedule, ScheduleEntry
-from search_space.spaces import SPACES, AnySpace, CombinedMargin, Domain, ModulatingFactor, Space
+from search_space.spaces import AMLFS, SPACES, AnySpace, CombinedMargin, ModulatingBins, ModulatingFactor
 from search_space.spec import LossSpec
+from search_space.unified_space import Unified
 
 __all__ = [
+    "AMLFS",
     "SPACES",
     "AnySpace",
+    "Choice",
     "CombinedMargin",
     "Domain",
     "Loss",
     "LossSchedule",
     "LossSpec",
     "MarginHead",
+    "ModulatingBins",
     "ModulatingFactor",
     "ScheduleEntry",
     "Space",
+    "Unified",
+    "Values",
     "build",
     "catalog",
     "parts",

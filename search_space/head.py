@@ -44,7 +44,8 @@ class MarginHead(nn.Module):
     def use(self, spec: LossSpec) -> None:
         """Go on under another loss, with the same class weights: call it where a `LossSchedule` changes.
 
-        What the old loss tracked (AdaCos's scale) carries over where the new one tracks the same. Raises ValueError
+        What the old loss tracked (AdaCos's scale) or learned carries over where the new one has the same, parameters
+        as the very objects that an optimiser holds. Give it those that a new loss begins to learn. Raises ValueError
         when the new loss needs another number of class weights.
         """
         if spec == self.loss.spec:
@@ -56,8 +57,11 @@ class MarginHead(nn.Module):
         old, new = self.loss, self._build(spec)
         self.loss = new.to(self.weight.device).train(self.training)
         self.loss.generator = old.generator
-        if old.state_dict().keys() == self.loss.state_dict().keys():
-            self.loss.load_state_dict(old.state_dict())
+        learned = dict(old.named_parameters())
+        for name in [name for name, _ in self.loss.named_parameters() if name in learned]:
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.loss.get_submodule(owner), leaf, learned[name])
+        self.loss.load_state_dict(old.state_dict(), strict=False)
 
     def forward(self, embeddings_ND: Tensor, labels_N: Tensor) -> Tensor:
         """Mean loss of the batch, a scalar. Raises ValueError when the embeddings' width is not `dim`."""

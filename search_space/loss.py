@@ -62,7 +62,9 @@ class Loss(nn.Module):
             cos_NC = fn.nearest_center(fn.cosines(x_ND, w_RD), self.spec.centers)
             loss_N = self.from_cosines(cos_NC, label_N, norm_N=fn.norms(x_ND), class_N=class_N)
             if isinstance(self.spec.regularizer, parts.EnergyRegularizer):
-                loss_N = loss_N + self.spec.regularizer.strength * hyperspherical_energy(w_RD, label_N)
+                one_sample_for_all = self.training and class_N is None
+                present = gathered(label_N) if one_sample_for_all else label_N
+                loss_N = loss_N + self.spec.regularizer.strength * hyperspherical_energy(w_RD, present)
             return loss_N
 
     def from_cosines(
@@ -116,20 +118,19 @@ class Loss(nn.Module):
             a_N = batch.norm_N.clamp(regularizer.lower_norm, regularizer.upper_norm)
             penalty = regularizer.strength * (a_N / regularizer.upper_norm**2 + 1 / a_N)
         if isinstance(regularizer, parts.MarginRegularizer) and isinstance(self.margin, LearnedMargins):
-            penalty = regularizer.strength * (1 - self.margin.margin_C.mean())
+            penalty = regularizer.strength * (1 - self.margin.projected_C().mean())
         if isinstance(scale, parts.SoftNormScale):
             penalty = penalty + scale.strength * (batch.norm_N - scale.norm).abs()
         return penalty
 
 
 def hyperspherical_energy(w_CD: Tensor, label_N: Tensor) -> Tensor:
-    """Mean over pairs of classes in the (global) batch of θ_ij^−2, 0 for a single class (SphereFace+)."""
-    classes: Tensor = gathered(label_N).unique()  # type: ignore[no-untyped-call]
-    w_BD = w_CD[classes]
-    cos_BB = fn.cosines(w_BD, w_BD)
-    row, col = torch.triu_indices(len(classes), len(classes), offset=1, device=cos_BB.device)
-    energy_P = fn.angle(cos_BB[row, col]).clamp_min(_CLOSEST_RAD) ** -2
-    return energy_P.sum() / max(len(energy_P), 1)
+    """Mean over the pairs of classes among the labels of θ_ij^−2, 0 for a single class (SphereFace+)."""
+    w_ND = w_CD[label_N]
+    energy_NN = fn.angle(fn.cosines(w_ND, w_ND)).clamp_min(_CLOSEST_RAD) ** -2
+    repeats_N = (label_N[:, None] == label_N).tril(-1).any(1)
+    is_pair_NN = (~(repeats_N[:, None] | repeats_N)).triu(1)
+    return torch.where(is_pair_NN, energy_NN, 0.0).sum() / is_pair_NN.sum().clamp_min(1)
 
 
 def target_logit(spec: LossSpec, cos_N: Tensor, *, num_classes: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from search_space import functional as fn
 from search_space import parts
 from search_space.distributed import gathered
+from search_space.expressions import Expression, evaluate, uses
 
 
 class Batch(NamedTuple):
@@ -108,6 +109,12 @@ def circle_target(part: parts.CircleTarget, cos_N: Tensor) -> Tensor:
     return (1 + part.m - cos_N.detach()).clamp_min(0) * (cos_N - (1 - part.m))
 
 
+def symbolic(expression: Expression, cos: Tensor, **given: Tensor) -> Tensor:
+    """The expression at c = cos, θ its angle, and what else is given."""
+    angle = {"theta": fn.angle(cos)} if uses(expression, "theta") else {}
+    return evaluate(expression, {"c": cos, **angle, **given})
+
+
 def target_map(target: parts.TargetMap) -> Callable[[Batch, Margins, float | Tensor], Tensor]:
     """The function (batch, margins, scale) → f(cos_y) of a target map; the scale matters to modulating factors."""
 
@@ -130,6 +137,8 @@ def target_map(target: parts.TargetMap) -> Callable[[Batch, Margins, float | Ten
             return free_lines(cos_N, index_N, target.slopes, target.offsets)
         if isinstance(target, parts.CircleTarget):
             return circle_target(target, cos_N)
+        if isinstance(target, parts.SymbolicTarget):
+            return symbolic(target.f, cos_N)
         return cos_N
 
     return mapped
@@ -197,6 +206,8 @@ def negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margin
             return li_arc(cos_NC)
         if isinstance(negative, parts.CircleNegative):
             return (cos_NC.detach() + negative.m).clamp_min(0) * (cos_NC - negative.m)
+        if isinstance(negative, parts.SymbolicNegative):
+            return symbolic(negative.n, cos_NC, c_y=batch.cos_y_N.detach()[:, None])
         return cos_NC
 
     return mapped

@@ -27,8 +27,13 @@ class Logits(NamedTuple):
     label_N: Tensor
 
     def gap(self) -> Tensor:
-        """T − lse_neg, the log odds of p_m."""
-        return self.target_N - fn.log_sum_exp_negatives(self.negative_NC, self.label_N)
+        """T − lse_neg, the log odds of p_m.
+
+        Both are taken from the largest negative: at s = 512 the rounding of lse_neg itself is a gradient off by 3e-5.
+        """
+        peak_N = self.negative_NC.detach().scatter(1, self.label_N[:, None], -torch.inf).amax(1)
+        lse_neg_N = fn.log_sum_exp_negatives(self.negative_NC - peak_N[:, None], self.label_N)
+        return (self.target_N - peak_N) - lse_neg_N
 
 
 LogitsOf = Callable[[Batch, float | Tensor], Logits]
@@ -36,15 +41,22 @@ LogitsOf = Callable[[Batch, float | Tensor], Logits]
 
 
 def log_tau(slopes: tuple[float, ...], gap_N: Tensor) -> Tensor:
-    """log τ(p), τ continuous with τ(0) = 0; in the first interval log slope + log p, exact for any small p."""
-    pieces = len(slopes)
+    """log τ(p), τ continuous with τ(0) = 0.
+
+    In the first interval log slope + log p, exact for any small p; near p = 1 by 1 − p, exact for any small one.
+    """
+    pieces, at_one = len(slopes), sum(slopes) / len(slopes)
     p_N = gap_N.sigmoid()
     slope_M = p_N.new_tensor(slopes)
     start_M = (slope_M.cumsum(0) - slope_M) / pieces
     index_N = piece_of(p_N, pieces)
-    tau_N = start_M[index_N] + slope_M[index_N] * (p_N - index_N / pieces)
+    tau_N = start_M[index_N] + slope_M[index_N] * (p_N * pieces - index_N) / pieces
     first_N = math.log(slopes[0]) - fn.softplus(-gap_N)
-    return torch.where(index_N == 0, first_N, tau_N.clamp_min(torch.finfo(tau_N.dtype).tiny).log())
+    missing_N = slopes[-1] / at_one * (-gap_N).sigmoid()
+    last_N = math.log(at_one) + (-missing_N.clamp_max(0.5)).log1p()
+    near_one_N = (index_N == pieces - 1) & (missing_N < 0.5)
+    between_N = torch.where(near_one_N, last_N, tau_N.clamp_min(torch.finfo(tau_N.dtype).tiny).log())
+    return torch.where(index_N == 0, first_N, between_N)
 
 
 def softmax_objective(objective: parts.Objective, gap_N: Tensor) -> Tensor:
@@ -97,8 +109,10 @@ class SphereFace2(nn.Module):
         else:
             phi = math.pi / 2 + part.m if part.variant == "A" else part.m * math.pi / 2
             a_y, a_i = r * float(self._g(torch.tensor(min(phi, math.pi)).double().cos())), right_angle_a
-        root = math.sqrt((1 - balance) ** 2 + 4 * balance * math.exp(a_y - a_i))
-        bias: float = math.log(2 * balance) - a_i - math.log(1 - balance + root)
+        # ½(log z − a_y − a_i) − asinh(skew·e^half), which neither cancels for few classes nor overflows at large scales
+        skew, half = (1 - balance) / (2 * math.sqrt(balance)), (a_i - a_y) / 2
+        size = half + math.log(abs(skew) + math.hypot(skew, math.exp(-half))) if skew else 0.0
+        bias: float = (math.log(balance) - a_y - a_i) / 2 - math.copysign(size, skew)
         return bias
 
     def _g(self, cos: Tensor) -> Tensor:

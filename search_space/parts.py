@@ -6,10 +6,13 @@ loss; a regularizer is added to it. c stands for a cosine, θ for its angle in r
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetPydanticSchema, model_validator
+from pydantic_core.core_schema import no_info_plain_validator_function
 
+from search_space.expressions import NEGATIVE_VARIABLES, TARGET_VARIABLES, Expression, check
 from search_space.frozen import FrozenModel, Real
 
 MAX_SCALE = 1024.0
@@ -23,6 +26,11 @@ Modulation = Annotated[Real, Field(ge=0, le=512)]
 Strength = Annotated[Real, Field(gt=0, le=10_000)]
 Coefficient = Annotated[Real, Field(ge=-1000, le=1000)]
 Pieces = Annotated[tuple[Coefficient, ...], Field(min_length=1, max_length=100)]
+
+
+def _checked_for(variables: Sequence[str]) -> GetPydanticSchema:
+    """The schema of an expression; pydantic by itself would unfold the recursive type without end."""
+    return GetPydanticSchema(lambda _, __: no_info_plain_validator_function(lambda value: check(value, variables)))
 
 
 # Target maps
@@ -110,6 +118,13 @@ class CircleTarget(FrozenModel):
     m: Annotated[Real, Field(ge=0, le=1)] = 0.25
 
 
+class SymbolicTarget(FrozenModel):
+    """f as an expression of c and θ (`search_space.expressions`), found by evolution."""
+
+    kind: Literal["symbolic"] = "symbolic"
+    f: Annotated[Expression, _checked_for(TARGET_VARIABLES)]
+
+
 # Negative maps
 
 
@@ -175,6 +190,16 @@ class CircleNegative(FrozenModel):
 
     kind: Literal["circle"] = "circle"
     m: Annotated[Real, Field(ge=0, le=1)] = 0.25
+
+
+class SymbolicNegative(FrozenModel):
+    """n as an expression of c_j, θ_j and sg[c_y], in which `c` and `theta` are the negative's own.
+
+    The target's cosine only says how hard a negative is, as in all published maps: it gets no gradient here.
+    """
+
+    kind: Literal["symbolic"] = "symbolic"
+    n: Annotated[Expression, _checked_for(NEGATIVE_VARIABLES)]
 
 
 # Margin providers
@@ -439,7 +464,8 @@ TargetMap = Annotated[
     | ModulatingBinsTarget
     | PiecewiseTarget
     | FreePiecewiseTarget
-    | CircleTarget,
+    | CircleTarget
+    | SymbolicTarget,
     Field(discriminator="kind"),
 ]
 NegativeMap = Annotated[
@@ -450,7 +476,8 @@ NegativeMap = Annotated[
     | ArcNegNegative
     | SphereFaceRNegative
     | LiArcNegative
-    | CircleNegative,
+    | CircleNegative
+    | SymbolicNegative,
     Field(discriminator="kind"),
 ]
 Margin = Annotated[

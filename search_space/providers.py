@@ -71,7 +71,7 @@ class AdaFaceMargins(nn.Module):
 
 
 class LearnedMargins(nn.Module):
-    """AdaM: one learned margin a class, brought back to [0, 1] before each use in training."""
+    """AdaM: one learned margin a class, brought back to [0, 1] before each use; in training for good."""
 
     def __init__(self, part: parts.LearnedMargin, num_classes: int) -> None:
         super().__init__()
@@ -82,7 +82,11 @@ class LearnedMargins(nn.Module):
         if batch.training:
             with torch.no_grad():
                 self.margin_C.clamp_(0, 1)
-        return Margins(m3=self.margin_C[batch.class_N])
+        return Margins(m3=self.projected_C()[batch.class_N])
+
+    def projected_C(self) -> Tensor:
+        """The margins, in [0, 1]."""
+        return self.margin_C.clamp(0, 1)
 
 
 class ClassSizeMargins(nn.Module):

@@ -4,89 +4,51 @@ A space names its free parameters with their domains, in natural units, and turn
 `space.encode(space.decode(values)) == values`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from search_space import catalog
-from search_space.frozen import FrozenModel, Real
-from search_space.parts import MAX_SCALE, CombinedTarget, ConstantMargin, ConstantScale, GradientMode, ModulatingTarget
+from search_space.domains import Domain, Space, Values
+from search_space.frozen import Real
+from search_space.parts import (
+    BINS,
+    MAX_SCALE,
+    CombinedTarget,
+    ConstantMargin,
+    ConstantScale,
+    FreePiecewiseTarget,
+    FreePiecewiseTau,
+    GradientMode,
+    ModulatingBinsTarget,
+    ModulatingTarget,
+    PiecewiseTarget,
+    PiecewiseTau,
+)
 from search_space.spec import LossSpec
+from search_space.unified_space import Unified
 
-Values = Mapping[str, float]
+ScaleValue = Annotated[Real, Field(gt=0, le=MAX_SCALE)]
+Bounds = tuple[Real, Real]
 
-
-class Domain(FrozenModel):
-    """An interval of one parameter. `log`: equal steps of the unit interval multiply the value by equal factors."""
-
-    low: Real
-    high: Real
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"low < high must hold, and 0 < low on a log scale, but got low={self.low}, high={self.high}"
-            )
-        return self
-
-    def from_unit(self, unit: float) -> float:
-        """The value at a place in [0, 1], never outside the interval."""
-        if self.log:
-            value = float(self.low * (self.high / self.low) ** unit)
-        else:
-            value = float(self.low + (self.high - self.low) * unit)
-        return min(max(value, self.low), self.high)
-
-    def to_unit(self, value: float) -> float:
-        """The place of a value in [0, 1]."""
-        if self.log:
-            return float(np.log(value / self.low) / np.log(self.high / self.low))
-        return (value - self.low) / (self.high - self.low)
+EASY = 1 / 3
+"""Where in the range of a margin a search starts: easy enough for fresh weights."""
 
 
-class Space(FrozenModel, ABC):
-    """What every space can do. `domains`, `decode` and `encode` are each space's own."""
-
-    @property
-    @abstractmethod
-    def domains(self) -> Mapping[str, Domain]:
-        """The free parameters, in a fixed order."""
-
-    @abstractmethod
-    def decode(self, values: Values) -> LossSpec:
-        """The loss at these values. Raises ValueError for a missing, unknown or out-of-bounds value."""
-
-    @abstractmethod
-    def encode(self, spec: LossSpec) -> Values:
-        """The values of a loss of this space. Raises ValueError for a loss outside it."""
-
-    def sample(self, rng: np.random.Generator) -> LossSpec:
-        """A loss drawn uniformly (log-uniformly on log domains)."""
-        return self.decode({name: domain.from_unit(rng.random()) for name, domain in self.domains.items()})
-
-    def _check(self, values: Values) -> None:
-        if set(values) != set(self.domains):
-            raise ValueError(f"values needed for {', '.join(self.domains)}, but got {', '.join(values) or 'none'}")
-        for name, domain in self.domains.items():
-            if not domain.low <= values[name] <= domain.high:
-                raise ValueError(f"{name} must lie in [{domain.low}, {domain.high}], but got {name}={values[name]}")
+def _numbers(space: Space, values: Values) -> dict[str, float]:
+    """The checked values of a space of intervals alone."""
+    return {name: float(value) for name, value in space.checked(values).items()}
 
 
-class ModulatingFactor(Space):
-    """A constant modulating factor (Wang et al. 2020): one parameter u = log(1 − a) = s·m ∈ [0, margin_high·s].
+def _at(domains: Mapping[str, Domain], unit: float) -> Values:
+    return {name: domain.from_unit(unit) for name, domain in domains.items()}
 
-    >>> space = ModulatingFactor(scale=16)
-    >>> space.encode(space.decode({"u": 3.2}))
-    {'u': 3.2}
-    """
 
-    kind: Literal["modulating_factor"] = "modulating_factor"
-    scale: Annotated[Real, Field(gt=0, le=MAX_SCALE)] = 32.0
+class _Modulating(Space):
+    """Modulating factors, each held as u = log(1 − a) = s·m ∈ [0, margin_high·s]."""
+
+    scale: ScaleValue = 32.0
     margin_high: Annotated[Real, Field(gt=0, le=1)] = 0.6
 
     @model_validator(mode="after")
@@ -96,14 +58,34 @@ class ModulatingFactor(Space):
         return self
 
     @property
-    def domains(self) -> Mapping[str, Domain]:
+    def _domain(self) -> Domain:
+        return Domain(low=0.0, high=self.margin_high * self.scale)
+
+    @property
+    def start(self) -> Values:
+        """A third of the largest margin."""
+        return _at(self.domains, EASY)
+
+
+class ModulatingFactor(_Modulating):
+    """A constant modulating factor (Wang et al. 2020): one parameter u = log(1 − a) = s·m ∈ [0, margin_high·s].
+
+    >>> space = ModulatingFactor(scale=16)
+    >>> space.encode(space.decode({"u": 3.2}))
+    {'u': 3.2}
+    """
+
+    kind: Literal["modulating_factor"] = "modulating_factor"
+
+    @property
+    def parameters(self) -> Mapping[str, Domain]:
         """u, in logits."""
-        return {"u": Domain(low=0.0, high=self.margin_high * self.scale)}
+        return {"u": self._domain}
 
     def decode(self, values: Values) -> LossSpec:
         """softplus(lse_neg − s·cos_y + u)."""
-        self._check(values)
-        return LossSpec(target=ModulatingTarget(u=values["u"]), scale=ConstantScale(value=self.scale))
+        u = _numbers(self, values)["u"]
+        return LossSpec(target=ModulatingTarget(u=u), scale=ConstantScale(value=self.scale))
 
     def encode(self, spec: LossSpec) -> Values:
         """u of a modulating factor of this scale."""
@@ -116,7 +98,36 @@ class ModulatingFactor(Space):
         return values
 
 
-Bounds = tuple[Real, Real]
+class ModulatingBins(_Modulating):
+    """A local modulating factor (Wang et al. 2020): u_0..u_9, one in each of ten equal bins of the probability p.
+
+    p is the plain softmax probability of the target, without gradient; each u_k ∈ [0, margin_high·s].
+
+    >>> list(ModulatingBins().parameters)[:2]
+    ['u_0', 'u_1']
+    """
+
+    kind: Literal["modulating_bins"] = "modulating_bins"
+
+    @property
+    def parameters(self) -> Mapping[str, Domain]:
+        """u_0 (0 ≤ p < 0.1) to u_9 (0.9 ≤ p), in logits."""
+        return {f"u_{k}": self._domain for k in range(BINS)}
+
+    def decode(self, values: Values) -> LossSpec:
+        """softplus(lse_neg − s·cos_y + u_k) in bin k."""
+        target = ModulatingBinsTarget(u=tuple(_numbers(self, values).values()))
+        return LossSpec(target=target, scale=ConstantScale(value=self.scale))
+
+    def encode(self, spec: LossSpec) -> Values:
+        """u_0..u_9 of a local modulating factor of this scale."""
+        outside = f"the loss is not in the space 'modulating_bins' at scale {self.scale}: {spec}"
+        if not isinstance(spec.target, ModulatingBinsTarget):
+            raise ValueError(outside)
+        values = dict(zip(self.parameters, spec.target.u, strict=True))
+        if self.decode(values) != spec:
+            raise ValueError(outside)
+        return values
 
 
 class CombinedMargin(Space):
@@ -125,7 +136,7 @@ class CombinedMargin(Space):
     By default m2 and m3 are free. A reward after one epoch favours what learns fast at once, so a free scale drifts to
     its lower end: free it only under controllers that train candidates for longer.
 
-    >>> list(CombinedMargin().domains)
+    >>> list(CombinedMargin().parameters)
     ['m2_rad', 'm3']
     """
 
@@ -151,11 +162,11 @@ class CombinedMargin(Space):
     def _bounds(self) -> dict[str, Bounds]:
         return {"m1": self.m1, "m2_rad": self.m2_rad, "m3": self.m3, "scale": self.scale}
 
-    def _spec(self, values: Values) -> LossSpec:
-        return catalog.combined(values["m1"], values["m2_rad"], values["m3"], values["scale"], gradient=self.gradient)
+    def _spec(self, known: Mapping[str, float]) -> LossSpec:
+        return catalog.combined(known["m1"], known["m2_rad"], known["m3"], known["scale"], gradient=self.gradient)
 
     @property
-    def domains(self) -> Mapping[str, Domain]:
+    def parameters(self) -> Mapping[str, Domain]:
         """m1, m2_rad (radians), m3 and scale (log), those that are free."""
         return {
             name: Domain(low=low, high=high, log=name == "scale")
@@ -163,11 +174,15 @@ class CombinedMargin(Space):
             if low < high
         }
 
+    @property
+    def start(self) -> Values:
+        """A third of each range."""
+        return _at(self.domains, EASY)
+
     def decode(self, values: Values) -> LossSpec:
         """The combined margin at these values."""
-        self._check(values)
         fixed = {name: low for name, (low, high) in self._bounds().items() if low == high}
-        return self._spec({**fixed, **values})
+        return self._spec({**fixed, **_numbers(self, values)})
 
     def encode(self, spec: LossSpec) -> Values:
         """The free parameters of a combined margin of this space."""
@@ -175,14 +190,85 @@ class CombinedMargin(Space):
         if not isinstance(margin, ConstantMargin) or not isinstance(scale, ConstantScale):
             raise ValueError(f"the loss is not in the space 'combined_margin': {spec}")
         known = {"m1": margin.m1, "m2_rad": margin.m2_rad, "m3": margin.m3, "scale": scale.value}
-        values = {name: known[name] for name in self.domains}
-        self._check(values)
+        values = self.checked({name: known[name] for name in self.parameters})
         if spec.target != CombinedTarget() or self.decode(values) != spec:
             raise ValueError(f"the loss is not in the space 'combined_margin': {spec}")
         return values
 
 
-SPACES: Mapping[str, type[Space]] = {"modulating_factor": ModulatingFactor, "combined_margin": CombinedMargin}
+class AMLFS(Space):
+    """The piecewise-linear maps t (of the cosine) and τ (of the probability) of AM-LFS (Li et al., ICCV 2019).
+
+    Both have `pieces` equal intervals M, and the centre of every domain is the identity.
+    `continuous`: t goes through M + 1 knots, each within 1/M of its own cosine, so that t never falls; τ(0) = 0 and M
+    slopes from 1/4 to 4, log.
+    `free`, as published: slopes from .5 to 1.5 and offsets from −.5 to .5, independent in each interval of t and τ, 4M
+    numbers, in ranges as wide as 1, so that a search's σ is the published one. At the small p of a training's start
+    half of its losses hold τ at 1e-8, where there is no gradient.
+
+    >>> len(AMLFS().parameters), len(AMLFS(mode="free").parameters)
+    (21, 40)
+    """
+
+    kind: Literal["am_lfs"] = "am_lfs"
+    mode: Literal["continuous", "free"] = "continuous"
+    pieces: Annotated[int, Field(ge=2, le=100)] = 10
+    scale: ScaleValue = 30.0
+    gradient: GradientMode = "exact"
+
+    @property
+    def parameters(self) -> Mapping[str, Domain]:
+        """`continuous`: t_0..t_M, tau_slope_0..; `free`: t_slope_0.., t_offset_0.., tau_slope_0.., tau_offset_0.."""
+        if self.mode == "continuous":
+            cosines = [-1 + 2 * k / self.pieces for k in range(self.pieces + 1)]
+            knots = {f"t_{k}": Domain(low=c - 1 / self.pieces, high=c + 1 / self.pieces) for k, c in enumerate(cosines)}
+            return knots | {f"tau_slope_{k}": Domain(low=0.25, high=4.0, log=True) for k in range(self.pieces)}
+        slope, offset = Domain(low=0.5, high=1.5), Domain(low=-0.5, high=0.5)
+        domains = {"t_slope": slope, "t_offset": offset, "tau_slope": slope, "tau_offset": offset}
+        return {f"{name}_{k}": domain for name, domain in domains.items() for k in range(self.pieces)}
+
+    @property
+    def start(self) -> Values:
+        """The identity."""
+        return _at(self.domains, 0.5)
+
+    def decode(self, values: Values) -> LossSpec:
+        """−log τ(p) with the target logit s·t(cos θ)."""
+        numbers, pieces = tuple(_numbers(self, values).values()), self.pieces
+        if self.mode == "continuous":
+            knots, slopes = numbers[: pieces + 1], numbers[pieces + 1 :]
+            return catalog.am_lfs(knots, slopes, self.scale, self.gradient)
+        t, tau = numbers[: 2 * pieces], numbers[2 * pieces :]
+        return catalog.am_lfs_free(
+            t[:pieces], t[pieces:], tau[:pieces], tau[pieces:], scale=self.scale, gradient=self.gradient
+        )
+
+    def encode(self, spec: LossSpec) -> Values:
+        """The knots, slopes and offsets of a loss of this mode, with as many pieces and this scale."""
+        outside = f"the loss is not in the space 'am_lfs' ({self.mode}, {self.pieces} pieces, scale {self.scale})"
+        t, tau = spec.target, spec.objective
+        if isinstance(t, PiecewiseTarget) and isinstance(tau, PiecewiseTau):
+            numbers = t.knots + tau.slopes
+        elif isinstance(t, FreePiecewiseTarget) and isinstance(tau, FreePiecewiseTau):
+            numbers = t.slopes + t.offsets + tau.slopes + tau.offsets
+        else:
+            raise ValueError(f"{outside}: {spec}")
+        if len(numbers) != len(self.parameters):
+            raise ValueError(f"{outside}: {spec}")
+        values = dict(zip(self.parameters, numbers, strict=True))
+        if self.decode(values) != spec:
+            raise ValueError(f"{outside}: {spec}")
+        return values
+
+
+SPACES: Mapping[str, type[Space]] = {
+    "modulating_factor": ModulatingFactor,
+    "modulating_bins": ModulatingBins,
+    "am_lfs": AMLFS,
+    "combined_margin": CombinedMargin,
+    "unified": Unified,
+}
 """The spaces by the name that a config gives them."""
 
-AnySpace = Annotated[ModulatingFactor | CombinedMargin, Field(discriminator="kind")]
+AnySpace = Annotated[ModulatingFactor | ModulatingBins | AMLFS | CombinedMargin | Unified, Field(discriminator="kind")]
+"""Any of them; its `kind` says which."""

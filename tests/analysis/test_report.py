@@ -131,7 +131,7 @@ def test_the_loss_is_drawn_beside_the_recommended_constant_and_the_known_ones() 
         "AdaCos",
     )
     for beginning in beginnings:
-        assert sum(name.startswith(beginning) for name in names) == 2, f"{beginning}: a logit and a gradient"
+        assert sum(name.startswith(beginning) for name in names) == 3, f"{beginning}: logit, pull, effective margin"
     assert "Recommended constant" in words_of(page_of(WHOLE))
 
 

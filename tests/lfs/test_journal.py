@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from lfs.journal import FILE_NAME, Asked, Event, Finished, Journal, JournalError, Told, comparable, read_events
+from lfs.journal import (
+    FILE_NAME,
+    Asked,
+    Event,
+    Examined,
+    Finished,
+    Journal,
+    JournalError,
+    Told,
+    comparable,
+    read_events,
+)
 from search_space import catalog
 from tests.lfs.toy import make_reinforce, started
 from trainers.outcome import Outcome
@@ -16,7 +27,9 @@ def test_events_come_back_as_they_went_in(tmp_path: Path) -> None:
     events: list[Event] = [
         started(),
         Asked(count=9, trials=trials, summary={"mu/m3": 0.1}),
+        Examined(trial=0, verdict="noted", reason="equivalent to another", same_as=None),
         Told(trial=0, outcome=outcome),
+        Examined(trial=1, verdict="reused", reason="the same", same_as=0),
         Finished(winner=0, constant=catalog.arcface()),
     ]
     with Journal(tmp_path) as journal:
@@ -92,6 +105,17 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
 def test_a_missing_journal_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="give the folder of a search run"):
         read_events(tmp_path / FILE_NAME)
+
+
+@pytest.mark.parametrize("same_as", ["null", "1", "2"])
+def test_a_reused_trial_must_name_an_earlier_one(same_as: str, tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append(started())
+    path = tmp_path / FILE_NAME
+    line = f'{{"event": "examined", "trial": 1, "verdict": "reused", "reason": "the same", "same_as": {same_as}}}\n'
+    path.write_bytes(path.read_bytes() + line.encode())
+    with pytest.raises(JournalError, match="line 2 is damaged"):
+        read_events(path)
 
 
 def test_two_like_searches_compare_equal() -> None:

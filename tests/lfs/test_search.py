@@ -24,7 +24,7 @@ from lfs.journal import (
     Told,
     comparable,
 )
-from lfs.launch import most_at_once
+from lfs.plan import most_at_once
 from lfs.search import SearchStoppedError, search
 from lfs.trial import Trial
 from lfs.winner import best_at_horizon

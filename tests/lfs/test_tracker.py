@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lfs import tracker as tracker_module
-from lfs.journal import FILE_NAME, Asked, Event, Finished, Journal, JournalError, Rejected, Resumed, Retried, Told
+from lfs.journal import FILE_NAME, Asked, Event, Examined, Finished, Journal, JournalError, Resumed, Retried, Told
 from lfs.tracker import VIEW_TAG, SyncResult, Tracker, addresses, sync
 from lfs.tracker_uri import TrackingError, default_uri, resolve_uri, set_environment
 from lfs.trial import Trial
@@ -58,7 +58,7 @@ def small_journal() -> list[Event]:
         Told(time=TIME + 4, trial=2, outcome=failed("RuntimeError: " + "no " * 4000)),
         Asked(time=TIME + 5, count=2, trials=(search_trial(3, 4.5, parent=1), search_trial(4, 9.0)), summary=summary),
         Retried(time=TIME + 6, trial=3, attempt=1, reason="its worker was lost"),
-        Rejected(time=TIME + 6, trial=4, reason="margin out of range"),
+        Examined(time=TIME + 6, trial=4, verdict="rejected", reason="its value is not finite"),
         Told(time=TIME + 7, trial=3, outcome=told_3),
         Told(time=TIME + 7.5, trial=3, outcome=outcome(0.9, 2, 2, rng)),
         Finished(time=TIME + 8, winner=3),
@@ -194,6 +194,7 @@ def test_a_trial_shows_its_loss_its_scores_by_epoch_and_its_cost(workspace: Path
     assert trial["params"] == {
         "loss.target.u": "5.5",
         "loss.scale.value": "16",
+        "loss.centers": "1",
         "loss.weight": "1",
         "seed": "3",
         "epochs": "2",
@@ -223,7 +224,7 @@ def test_a_failed_trial_has_its_error_and_no_reward(workspace: Path, uri: str, r
     assert last_values(runs["trial 2"]) == {"cost/images": 4000, "cost/seconds": 2.5}
     assert runs["trial 2"]["tags"]["lossearch.error"].startswith("RuntimeError: no no")
     assert len(runs["trial 2"]["tags"]["lossearch.error"]) == 6000
-    assert runs["trial 4"]["tags"]["lossearch.error"] == "margin out of range"
+    assert runs["trial 4"]["tags"]["lossearch.preflight"] == "rejected: its value is not finite"
     assert rows(workspace, "select count(*) from metrics where is_nan") == [(0,)]
 
 

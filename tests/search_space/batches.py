@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """x_ND, w_RD and label_N; the first two are leaves that ask for a gradient."""
 
 State = dict[str, Tensor]
-"""What a loss learns or tracks, by the last word of its name in `state_dict`."""
+"""What a loss learns or tracks, by the last word of its name: parameters and buffers."""
 
 Form = Callable[[Geometry, State], Tensor]
 """A closed form of the batch's geometry and the loss's state."""
@@ -70,10 +70,8 @@ def batch_at_the_tips(*, centers: int = 1) -> Batch:
 
 def state_of(loss: Loss) -> State:
     """A copy in float64, each a leaf that asks for a gradient."""
-    return {
-        name.rpartition(".")[2]: value.detach().double().clone().requires_grad_()
-        for name, value in loss.state_dict().items()
-    }
+    held = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+    return {name.rpartition(".")[2]: value.detach().double().clone().requires_grad_() for name, value in held.items()}
 
 
 def assert_equal(

@@ -294,7 +294,7 @@ def elastic_margins(of: Geometry, noise_N: Tensor, mean: float, std: float, plus
     """mean + std·noise; "+" gives the smallest of them to the highest target cosine, and so on down."""
     drawn = [mean + std * noise for noise in noise_N.tolist()]
     if plus:
-        easiest_first = sorted(range(len(drawn)), key=lambda i: -float(of.c_N[i]))
+        easiest_first = of.c_N.detach().argsort(descending=True).tolist()
         drawn = [margin for _, margin in sorted(zip(easiest_first, sorted(drawn), strict=True))]
     return torch.tensor(drawn, dtype=of.c_N.dtype)
 
@@ -306,18 +306,9 @@ def adaptiveface(
     return cosface(of, margin_C[of.y_N], s, gradient) + strength * (1 - margin_C.mean())
 
 
-def class_size(
-    of: Geometry,
-    counts: Sequence[int],
-    a: float = 0.5,
-    b: float = 0.05,
-    power: float = 0.25,
-    s: float = 64,
-    gradient: Mode = "exact",
-) -> Tensor:
-    """m = a·n^−λ + b, n the number of images of the class."""
-    m_N = torch.tensor([a * counts[y] ** -power + b for y in of.y_N.tolist()], dtype=of.c_N.dtype)
-    return arcface(of, m_N, s, gradient)
+def class_size_margins(counts: Sequence[int], a: float = 0.5, b: float = 0.05, power: float = 0.25) -> Tensor:
+    """a·n^−λ + b of each class, n the number of its images."""
+    return torch.tensor([a * math.pow(n, -power) + b for n in counts], dtype=torch.float64)
 
 
 # Objectives
@@ -414,19 +405,3 @@ def sphereface2(
     z_NC = logits(of, r, gradient, f_N, n_NC) + bias
     each_NC = torch.where(of.is_y_NC, alpha * softplus(-z_NC), (1 - alpha) * softplus(z_NC))
     return lw * z_NC.shape[1] / r * each_NC.mean(1)
-
-
-def sphereface2_bias(
-    classes: int, kind: Literal["c", "a", "m"], m: float, alpha: float = 0.7, r: float = 40, t: float = 3
-) -> float:
-    """The initial b, at which every cosine being 0 gives the target and all the others equal and opposite pushes."""
-
-    def g(z: float) -> float:
-        return 2 * math.pow((z + 1) / 2, t) - 1
-
-    if kind == "c":
-        a_y, a_i = r * (g(0) - m), r * (g(0) + m)
-    else:
-        a_y, a_i = r * g(math.cos(min(PI / 2 + m if kind == "a" else m * PI / 2, PI))), r * g(0)
-    z = alpha / ((1 - alpha) * (classes - 1))
-    return math.log(2 * z) - a_i - math.log(1 - z + math.sqrt((1 - z) ** 2 + 4 * z * math.exp(a_y - a_i)))

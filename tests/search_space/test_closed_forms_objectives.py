@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_space import LossSpec, build, catalog
-from tests.search_space import closed_forms as paper
 from tests.search_space.batches import Batch, batch_at_angles, random_batch, state_of
 from tests.search_space.closed_forms import geometry
 
+MARGINS = {"c": "margin", "a": "margin_rad", "m": "m"}
 SHAPES = [(2, 3, 5), (3, 2, 1), (7, 5, 9), (40, 16, 24)]
 
 
@@ -76,25 +76,32 @@ def test_sphereface2_starts_from_the_published_bias(name: str, published: float)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 50, 85_742])
-@pytest.mark.parametrize(("kind", "margin"), [("c", 0.4), ("a", 0.5), ("m", 1.7)])
-def test_sphereface2_starts_balanced(kind: Literal["c", "a", "m"], margin: float, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "margin", "alpha", "r"),
+    [("c", 0.4, 0.7, 40), ("a", 0.5, 0.7, 40), ("m", 1.7, 0.7, 40), ("c", 0.5, 0.8, 64), ("a", 0.5, 0.8, 64)],
+)
+def test_sphereface2_starts_balanced(
+    kind: Literal["c", "a", "m"], margin: float, alpha: float, r: float, classes: int
+) -> None:
     """With every cosine 0 the target is pulled as hard as all the others together are pushed."""
-    loss = build(catalog.get(f"sphereface2_{kind}"), num_classes=classes)
-    bias = float(state_of(loss)["bias"].detach())
-    assert bias == pytest.approx(paper.sphereface2_bias(classes, kind, margin), rel=1e-5)
-    g_right_angle = 2 * 0.5**3 - 1
+    spec = catalog.get(f"sphereface2_{kind}", **{MARGINS[kind]: margin}, alpha=alpha, scale=float(r))
+    bias = float(state_of(build(spec, num_classes=classes))["bias"].detach())
+
+    def g(z: float) -> float:
+        return 2 * ((z + 1) / 2) ** 3 - 1
+
     if kind == "c":
-        z_y, z_j = 40 * (g_right_angle - 0.4) + bias, 40 * (g_right_angle + 0.4) + bias
+        z_y, z_j = r * (g(0) - margin) + bias, r * (g(0) + margin) + bias
     else:
-        shifted = math.pi / 2 + 0.5 if kind == "a" else 1.7 * math.pi / 2
-        z_y, z_j = 40 * (2 * ((math.cos(shifted) + 1) / 2) ** 3 - 1) + bias, 40 * g_right_angle + bias
-    pull, push = 0.7 / (1 + math.exp(z_y)), 0.3 * (classes - 1) / (1 + math.exp(-z_j))
+        shifted = math.pi / 2 + margin if kind == "a" else margin * math.pi / 2
+        z_y, z_j = r * g(math.cos(shifted)) + bias, r * g(0) + bias
+    pull, push = alpha / (1 + math.exp(z_y)), (1 - alpha) * (classes - 1) / (1 + math.exp(-z_j))
     assert pull == pytest.approx(push, rel=1e-4)
 
 
 def test_uniface_starts_from_the_log_of_ten_times_the_classes() -> None:
     loss = build(catalog.get("uniface"), num_classes=10_575)
-    assert float(state_of(loss)["bias"].detach()) == pytest.approx(math.log(105_750), rel=1e-6)
+    assert float(state_of(loss)["threshold"].detach()) == pytest.approx(math.log(105_750), rel=1e-6)
 
 
 # Parts that vanish
@@ -134,7 +141,7 @@ def test_npcface_without_hard_negatives_is_arcface_with_m0() -> None:
 def test_sphereface_plus_counts_each_pair_of_classes_once() -> None:
     """Repeated labels add no pair. Classes are at right angles, but for 3 and 4, which are π/3 apart."""
     w_CD = torch.eye(5, dtype=torch.float64)
-    w_CD[4, 3:] = torch.tensor([0.5, math.sqrt(0.75)])
+    w_CD[4, 3:] = torch.tensor([0.5, math.sqrt(0.75)], dtype=torch.float64)
     right, close = (math.pi / 2) ** -2, (math.pi / 3) ** -2
     for labels, energy in (
         ([2, 2, 0, 0, 2], right),

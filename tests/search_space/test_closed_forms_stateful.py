@@ -180,12 +180,12 @@ def test_elasticface_plus_gives_the_easiest_sample_the_smallest_margin(name: str
 def test_learned_margins_are_projected_and_taught() -> None:
     """Margins that a step took out of [0, 1] come back before use, and have the gradient of both their terms."""
     loss = build(catalog.get("adaptiveface", strength=7.0, scale=4.0), num_classes=C).double()
-    assert state_of(loss)["value_C"].tolist() == [0.0] * C
+    assert state_of(loss)["margin_C"].tolist() == [0.0] * C
     (parameter,) = loss.parameters()
     with torch.no_grad():
         parameter.copy_(torch.tensor([-0.2, 0.3, 1.4, 1.0, 0.0, 0.7, 0.1]))
     batch = random_batch(C, D, 9)
-    assert_equal(loss, lambda of, state: paper.adaptiveface(of, state["value_C"], strength=7, s=4), batch)
+    assert_equal(loss, lambda of, state: paper.adaptiveface(of, state["margin_C"], strength=7, s=4), batch)
     torch.testing.assert_close(
         parameter.detach(), torch.tensor([0, 0.3, 1, 1, 0, 0.7, 0.1]).double(), rtol=1e-6, atol=0
     )
@@ -201,10 +201,16 @@ def test_learned_margins_are_projected_and_taught() -> None:
 def test_class_size_margins_are_those_of_the_counts() -> None:
     """m = .5·n^−¼ + .05: a class of one image gets .55, one of ten thousand .1."""
     counts = [1, 16, 10_000, 2, 81]
-    loss = build(catalog.get("class_size"), num_classes=5, class_counts=counts).double()
-    wanted = torch.tensor([0.55, 0.3, 0.1, 0.5 / 2**0.25 + 0.05, 0.5 / 3 + 0.05], dtype=torch.float64)
-    torch.testing.assert_close(state_of(loss)["value_C"].detach(), wanted, rtol=1e-6, atol=0)
-    assert_equal(loss, lambda of, state: paper.arcface(of, state["value_C"].detach()[of.y_N]), random_batch(5, D, 9))
+    published, other = paper.class_size_margins(counts), paper.class_size_margins(counts, 0.9, 0.1, 0.5)
+    assert published[:3].tolist() == pytest.approx([0.55, 0.3, 0.1])
+    for spec, margin_C in (
+        (catalog.get("class_size"), published),
+        (catalog.get("class_size", a=0.9, b=0.1, power=0.5), other),
+    ):
+        loss = build(spec, num_classes=5, class_counts=counts)
+        torch.testing.assert_close(state_of(loss)["margin_C"].detach(), margin_C, rtol=1e-6, atol=0)
+        batch = random_batch(5, D, 9)
+        assert_equal(loss, with_held(paper.arcface, margin_C[batch[2]]), batch, rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_loss_tracks_travels_in_its_state_dict() -> None:

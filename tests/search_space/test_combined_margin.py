@@ -1,6 +1,7 @@
 """The combined margin cos(m1·θ + m2) − m3: all three margins at once, and what its guards do past π (float64)."""
 
 import math
+from typing import Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -19,8 +20,7 @@ THETA_N = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
 
 def logits_at(spec: LossSpec, theta_N: Tensor = THETA_N) -> Tensor:
     """T at each target angle, at scale 1."""
-    plain = LossSpec.model_validate({**spec.model_dump(), "scale": ConstantScale(value=1)})
-    return target_logit(plain, theta_N.cos(), num_classes=2)
+    return target_logit(spec.replace(scale=ConstantScale(value=1)), theta_N.cos(), num_classes=2)
 
 
 @pytest.mark.parametrize("theta", [0.3, 1.0, 1.9])
@@ -78,6 +78,37 @@ def test_the_linear_guard_subtracts_m_sin_m_past_pi_and_keeps_m3(m2_rad: float) 
     torch.testing.assert_close(logit_N[~past_N], (THETA_N[~past_N] + m2_rad).cos() - 0.1)
     torch.testing.assert_close(logit_N[past_N], THETA_N[past_N].cos() - m2_rad * math.sin(m2_rad) - 0.1)
     assert (logit_N.diff() < 1e-7).all()
+
+
+@pytest.mark.parametrize("clip_rad", [0.0, 1e-3, 0.1])
+@given(margins=MARGINS)
+@UNHURRIED
+def test_the_clip_guard_holds_the_angle_and_keeps_m3(clip_rad: float, margins: tuple[float, float, float]) -> None:
+    """cos(clip(m1·θ + m2, clip, π − clip)) − m3: flat at both ends, never rising with the angle."""
+    m1, m2_rad, m3 = margins
+    spec = LossSpec(
+        target=CombinedTarget(guard="clip", clip_rad=clip_rad), margin=ConstantMargin(m1=m1, m2_rad=m2_rad, m3=m3)
+    )
+    logit_N = logits_at(spec)
+    held = [min(max(m1 * t + m2_rad, clip_rad), math.pi - clip_rad) for t in THETA_N[1:-1].tolist()]
+    wanted_N = torch.tensor([math.cos(phi) - m3 for phi in held], dtype=torch.float64)
+    torch.testing.assert_close(logit_N[1:-1], wanted_N, rtol=1e-6, atol=1e-6)
+    assert (logit_N.diff() <= 1e-7).all()
+
+
+@pytest.mark.parametrize("guard", ["monotone", "linear", "clip"])
+def test_targets_behind_the_right_angle_have_no_margin_where_only_positive_ones_do(
+    guard: Literal["monotone", "linear", "clip"],
+) -> None:
+    margin = ConstantMargin(m2_rad=0.5, m3=0.1)
+    everywhere_N, positive_N = (
+        logits_at(LossSpec(target=CombinedTarget(guard=guard, only_positive=only), margin=margin))
+        for only in (False, True)
+    )
+    cos_N = THETA_N.cos()
+    assert torch.equal(positive_N[cos_N > 0], everywhere_N[cos_N > 0])
+    assert torch.equal(positive_N[cos_N <= 0], cos_N[cos_N <= 0])
+    assert (everywhere_N < cos_N).all()
 
 
 def test_without_a_guard_the_logit_rises_again_past_pi() -> None:

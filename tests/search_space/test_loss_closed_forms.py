@@ -56,10 +56,6 @@ def elastic(form: Callable[..., Tensor], mean: float, std: float, *, plus: bool 
     return with_drawn_margins
 
 
-def class_size(of: Geometry, mode: Mode, _: State) -> Tensor:
-    return paper.class_size(of, counts_of(of.cos_NC.shape[1]), gradient=mode)
-
-
 def counts_of(classes: int) -> list[int]:
     return [COUNTS[j % len(COUNTS)] for j in range(classes)]
 
@@ -164,7 +160,7 @@ CASES = {
     "poly1": Case(catalog.get("poly1"), plain(paper.poly1)),
     "focal": Case(catalog.get("focal"), plain(paper.focal)),
     "focal, γ=.5": Case(catalog.get("focal", gamma=0.5, scale=4.0), plain(paper.focal, gamma=0.5, s=4)),
-    "adaptiveface": Case(catalog.get("adaptiveface"), with_state(paper.adaptiveface, given={"margin_C": "value_C"})),
+    "adaptiveface": Case(catalog.get("adaptiveface"), with_state(paper.adaptiveface, given={"margin_C": "margin_C"})),
     "adacos_fixed": Case(
         catalog.get("adacos_fixed"),
         lambda of, mode, _: paper.softmax(of, math.sqrt(2) * math.log(of.cos_NC.shape[1] - 1), mode),
@@ -190,8 +186,11 @@ CASES = {
         catalog.get("sphereface2_m"), with_state(paper.sphereface2, given={"bias": "bias"}, kind="m", m=1.7)
     ),
     "arcnegface": Case(catalog.get("arcnegface"), plain(paper.arcnegface)),
-    "class_size": Case(catalog.get("class_size"), class_size),
-    "uniface": Case(catalog.get("uniface"), with_state(paper.uniface, given={"bias": "bias"})),
+    "class_size": Case(
+        catalog.get("class_size"),
+        lambda of, mode, state: paper.arcface(of, state["margin_C"].detach()[of.y_N], gradient=mode),
+    ),
+    "uniface": Case(catalog.get("uniface"), with_state(paper.uniface, given={"bias": "threshold"})),
     "sface": Case(catalog.get("sface"), without_maps(paper.sface)),
     "subcenter_arcface": Case(catalog.get("subcenter_arcface"), plain(paper.arcface)),
 }

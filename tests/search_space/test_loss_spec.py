@@ -15,14 +15,35 @@ from pydantic import BaseModel, ValidationError
 from search_space import SPACES, LossSpec, catalog
 from search_space.parts import (
     AdaCosScale,
+    AdaFaceMargin,
+    CircleTarget,
+    ClassSizeMargin,
     CombinedTarget,
     ConstantMargin,
     ConstantScale,
+    EnergyRegularizer,
+    FeatureNormScale,
+    FreePiecewiseTarget,
+    HardNegativeMargin,
+    LearnedMargin,
+    LiArcTarget,
+    MagFaceMargin,
+    MarginRegularizer,
+    ModulatingBinsTarget,
     ModulatingTarget,
+    MVNegative,
     NoMargin,
     NoScale,
+    PiecewiseTarget,
+    RandomMargin,
+    SFace,
+    SoftNormScale,
+    SphereFace2,
     SquaredError,
+    UniFace,
+    X2Target,
 )
+from tests.search_space.strategies import specs
 
 UNHURRIED = settings(deadline=None, derandomize=True)
 
@@ -31,19 +52,8 @@ SAMPLED = st.builds(
     st.sampled_from(list(SPACES)),
     st.integers(0, 2**32),
 )
-WRITTEN = st.builds(
-    LossSpec,
-    target=st.just(CombinedTarget()),
-    margin=st.builds(ConstantMargin, m1=st.floats(1, 4), m2_rad=st.floats(0, 1.5), m3=st.floats(-0.0, 1)),
-    scale=st.one_of(
-        st.builds(ConstantScale, value=st.floats(0, 1024, exclude_min=True)),
-        st.builds(AdaCosScale, variant=st.sampled_from(["fixed", "dynamic"])),
-    ),
-    gradient=st.sampled_from(["exact", "detached"]),
-    weight=st.floats(0, 1000, exclude_min=True),
-)
 NAMED = st.sampled_from([catalog.get(name) for name in catalog.NAMES])
-SPECS = st.one_of(NAMED, SAMPLED, WRITTEN)
+SPECS = st.one_of(NAMED, SAMPLED, specs())
 
 
 @given(SPECS)
@@ -130,7 +140,7 @@ def test_unknown_fields_are_refused(text: str) -> None:
         LossSpec.model_validate_json(text)
 
 
-@pytest.mark.parametrize("part", ["target", "margin", "scale", "objective"])
+@pytest.mark.parametrize("part", ["target", "negative", "margin", "scale", "objective", "regularizer"])
 def test_unknown_kinds_are_refused_with_those_that_exist(part: str) -> None:
     with pytest.raises(ValidationError, match=r"'magic' .*does not match any of the expected tags"):
         LossSpec.model_validate({part: {"kind": "magic"}})
@@ -146,6 +156,9 @@ def test_unknown_kinds_are_refused_with_those_that_exist(part: str) -> None:
         (ConstantScale, "value"),
         (ModulatingTarget, "u"),
         (LossSpec, "weight"),
+        (ClassSizeMargin, "power"),
+        (SFace, "k"),
+        (SphereFace2, "t"),
     ],
 )
 def test_nan_and_infinity_are_refused(model: type[BaseModel], field: str, bad: float | str) -> None:
@@ -182,40 +195,127 @@ def test_numbers_out_of_range_are_refused_by_name(make: Callable[[], BaseModel],
 
 
 COMBINED, MARGIN = CombinedTarget(), ConstantMargin(m3=0.1)
+LEARNED, SQUARES = LearnedMargin(), {"objective": SquaredError(), "scale": NoScale()}
+DETACHED: dict[str, object] = {"gradient": "detached"}
+
+MISFITS: list[tuple[dict[str, object], str]] = [
+    # A map and its margins
+    ({"target": COMBINED}, "target map 'combined' needs a margin provider, but got margin 'none'"),
+    ({"target": LiArcTarget()}, "target map 'li_arc' needs a margin provider, but got margin 'none'"),
+    ({"margin": MARGIN}, "target map 'identity' takes no margin, but got margin 'constant'"),
+    (
+        {"target": ModulatingTarget(u=1), "margin": MARGIN},
+        "target map 'modulating' takes no margin, but got margin 'constant'",
+    ),
+    (
+        {"target": ModulatingBinsTarget(u=(1,) * 10), "margin": LEARNED},
+        "target map 'modulating_bins' takes no margin, but got margin 'learned'",
+    ),
+    ({"target": X2Target(), "margin": AdaFaceMargin()}, "target map 'x2' takes no margin, but got margin 'adaface'"),
+    ({"target": CircleTarget(), "margin": MARGIN}, "target map 'circle' takes no margin, but got margin 'constant'"),
+    (
+        {"target": PiecewiseTarget(knots=(-1, 1)), "margin": MagFaceMargin()},
+        "target map 'piecewise' takes no margin, but got margin 'magface'",
+    ),
+    (
+        {"target": FreePiecewiseTarget(slopes=(1,), offsets=(0,)), "margin": ClassSizeMargin()},
+        "target map 'piecewise_free' takes no margin, but got margin 'class_size'",
+    ),
+    (
+        {"target": LiArcTarget(), "margin": ConstantMargin(m1=2, m2_rad=0.1, m3=0.1)},
+        "target map 'li_arc' takes m2_rad alone, but margin 'constant' gives m1, m2_rad, m3",
+    ),
+    (
+        {"target": LiArcTarget(), "margin": LEARNED},
+        "target map 'li_arc' takes m2_rad alone, but margin 'learned' gives m3",
+    ),
+    (
+        {"target": LiArcTarget(), "margin": RandomMargin(on="m3", mean=0.3, std=0.1)},
+        "target map 'li_arc' takes m2_rad alone, but margin 'random' gives m3",
+    ),
+    (
+        {"target": LiArcTarget(), "margin": AdaFaceMargin()},
+        "target map 'li_arc' takes m2_rad alone, but margin 'adaface' gives m2_rad, m3",
+    ),
+    (
+        {"target": COMBINED, "margin": HardNegativeMargin()},
+        "margin 'hard_negatives' needs negative map 'npc' to say what is hard, but got 'identity'",
+    ),
+    # Guards
+    (
+        {"target": CombinedTarget(guard="linear"), "margin": ConstantMargin(m1=1.5)},
+        "guard 'linear' needs m1 = 1, but the margin has another m1; use 'monotone'",
+    ),
+    (
+        {"target": CombinedTarget(clip_rad=0.01), "margin": MARGIN},
+        "clip_rad belongs to guard 'clip', but got clip_rad=0.01 with guard 'monotone'",
+    ),
+    (
+        {"target": CombinedTarget(guard="none"), "margin": MARGIN},
+        "guard 'none' needs gradient 'detached': past π the exact gradient changes sign",
+    ),
+    # Scales and objectives
+    ({"scale": NoScale()}, "objective 'cross_entropy' needs a scale, but got scale 'none'"),
+    ({"objective": SFace(), "scale": NoScale()}, "objective 'sface' needs a scale, but got scale 'none'"),
+    (
+        {"objective": SquaredError()},
+        "objective 'p2sgrad' ignores the scale, so it needs scale 'none', but got scale 'constant'",
+    ),
+    (
+        {"objective": SquaredError(), "scale": FeatureNormScale()},
+        "objective 'p2sgrad' ignores the scale, so it needs scale 'none', but got scale 'feature_norm'",
+    ),
+    (
+        {"objective": UniFace(), "scale": AdaCosScale()},
+        "objective 'uniface' is no softmax and needs scale 'constant', but got scale 'adacos'",
+    ),
+    (
+        {"objective": SphereFace2(), "scale": SoftNormScale()},
+        "objective 'sphereface2' is no softmax and needs scale 'constant', but got scale 'soft_norm'",
+    ),
+    (
+        {"objective": SFace(), "scale": FeatureNormScale()},
+        "objective 'sface' is no softmax and needs scale 'constant', but got scale 'feature_norm'",
+    ),
+    (
+        {**SQUARES, "target": COMBINED, "margin": MARGIN},
+        "objective 'p2sgrad' takes target map 'identity', but got 'combined'",
+    ),
+    (
+        {"objective": SFace(), "target": CircleTarget()},
+        "objective 'sface' takes target map 'identity', but got 'circle'",
+    ),
+    (
+        {"objective": SphereFace2(), "negative": MVNegative()},
+        "objective 'sphereface2' takes negative map 'identity', but got 'mv'",
+    ),
+    # Gradient modes
+    (
+        {**SQUARES, **DETACHED},
+        "objective 'p2sgrad' on bare cosines has no map to detach: gradient must be 'exact'",
+    ),
+    (
+        {"objective": SFace(), **DETACHED},
+        "objective 'sface' on bare cosines has no map to detach: gradient must be 'exact'",
+    ),
+    (DETACHED, "objective 'cross_entropy' on bare cosines has no map to detach: gradient must be 'exact'"),
+    (
+        {"target": COMBINED, "margin": LEARNED, **DETACHED},
+        "margin 'learned' needs gradient 'exact': detached, nothing would teach it",
+    ),
+    # Regularizers
+    (
+        {"target": COMBINED, "margin": MARGIN, "regularizer": MarginRegularizer()},
+        "regularizer 'adam' needs margin 'learned', but got margin 'constant'",
+    ),
+    (
+        {"regularizer": EnergyRegularizer(), "centers": 2},
+        "regularizer 'hyperspherical_energy' needs centers = 1, but got centers=2",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("parts", "sentence"),
-    [
-        ({"target": COMBINED}, "target map 'combined' needs a margin provider, but got margin 'none'"),
-        ({"margin": MARGIN}, "target map 'identity' takes no margin, but got margin 'constant'"),
-        (
-            {"target": ModulatingTarget(u=1), "margin": MARGIN},
-            "target map 'modulating' takes no margin, but got margin 'constant'",
-        ),
-        (
-            {"target": CombinedTarget(guard="linear"), "margin": ConstantMargin(m1=1.5)},
-            "guard 'linear' needs m1 = 1, but got m1=1.5; use 'monotone'",
-        ),
-        (
-            {"target": CombinedTarget(guard="none"), "margin": MARGIN},
-            "guard 'none' needs gradient 'detached': past π the exact gradient changes sign",
-        ),
-        ({"scale": NoScale()}, "objective 'cross_entropy' needs a scale, but got scale 'none'"),
-        (
-            {"objective": SquaredError()},
-            "objective 'p2sgrad' ignores the scale, so it needs scale 'none', but got scale 'constant'",
-        ),
-        (
-            {"objective": SquaredError(), "scale": NoScale(), "target": COMBINED, "margin": MARGIN},
-            "objective 'p2sgrad' takes target map 'identity', but got 'combined'",
-        ),
-        (
-            {"objective": SquaredError(), "scale": NoScale(), "gradient": "detached"},
-            "objective 'p2sgrad' has no map to detach: gradient must be 'exact'",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("parts", "sentence"), MISFITS)
 def test_parts_that_do_not_fit_are_refused_with_a_sentence(parts: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError) as raised:
         LossSpec.model_validate(parts)

@@ -1,6 +1,7 @@
 """Spaces: values become losses and come back exactly; samples lie inside, repeat, build and train."""
 
 import math
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,14 +11,20 @@ from hypothesis import given, settings
 from pydantic import TypeAdapter, ValidationError
 
 from search_space import (
+    AMLFS,
     SPACES,
     AnySpace,
+    Choice,
     CombinedMargin,
     Domain,
     LossSpec,
     MarginHead,
+    ModulatingBins,
     ModulatingFactor,
     Space,
+    Unified,
+    Values,
+    build,
     catalog,
 )
 
@@ -26,13 +33,41 @@ UNHURRIED = settings(deadline=None, derandomize=True)
 INSTANCES: dict[str, Space] = {
     "modulating_factor": ModulatingFactor(),
     "modulating_factor at its largest": ModulatingFactor(scale=512, margin_high=1),
+    "modulating_bins": ModulatingBins(),
+    "modulating_bins at its largest": ModulatingBins(scale=512, margin_high=1),
+    "am_lfs": AMLFS(),
+    "am_lfs, two pieces, detached": AMLFS(pieces=2, scale=64, gradient="detached"),
+    "am_lfs, free": AMLFS(mode="free"),
     "combined_margin": CombinedMargin(),
     "combined_margin, all free": CombinedMargin(m1=(1, 1.5), scale=(8, 64), gradient="exact"),
     "combined_margin, angular only": CombinedMargin(m1=(1, 1), m3=(0.1, 0.1), scale=(32, 32)),
     "combined_margin at its widest": CombinedMargin(m1=(1, 4), m2_rad=(0, math.pi / 2), m3=(0, 1), scale=(0.1, 1024)),
+    "unified": Unified(),
 }
 ANY = st.sampled_from(list(INSTANCES))
 each_space = pytest.mark.parametrize("name", INSTANCES)
+
+
+def any_value(data: st.DataObject) -> Callable[[str, Domain | Choice], float | str]:
+    """What hypothesis gives for a parameter that is asked for."""
+
+    def ask(name: str, parameter: Domain | Choice) -> float | str:
+        if isinstance(parameter, Choice):
+            return data.draw(st.sampled_from(parameter.options), label=name)
+        return data.draw(st.floats(parameter.low, parameter.high), label=name)
+
+    return ask
+
+
+def assert_within(space: Space, values: Values) -> None:
+    """The values are those of the active parameters, each inside its domain."""
+    assert space.walk(lambda name, _: values[name]) == values
+    for name, value in values.items():
+        parameter = space.parameters[name]
+        if isinstance(parameter, Choice):
+            assert value in parameter.options
+        else:
+            assert parameter.low <= float(value) <= parameter.high
 
 
 def test_every_kind_of_space_is_tried() -> None:
@@ -43,7 +78,7 @@ def test_every_kind_of_space_is_tried() -> None:
 @UNHURRIED
 def test_encode_undoes_decode_exactly(data: st.DataObject, name: str) -> None:
     space = INSTANCES[name]
-    values = {key: data.draw(st.floats(domain.low, domain.high)) for key, domain in space.domains.items()}
+    values = space.walk(any_value(data))
     spec = space.decode(values)
     assert space.encode(spec) == values
     assert space.encode(LossSpec.model_validate_json(spec.model_dump_json())) == values
@@ -55,24 +90,49 @@ def test_encode_undoes_decode_exactly(data: st.DataObject, name: str) -> None:
 def test_samples_lie_in_bounds_and_repeat_under_the_passed_generator(name: str, seed: int) -> None:
     space = INSTANCES[name]
     first, second = (space.sample(np.random.default_rng(seed)) for _ in range(2))
-    assert first == second
-    values = space.encode(first)
-    assert all(domain.low <= values[key] <= domain.high for key, domain in space.domains.items())
+    assert first.digest() == second.digest()
+    assert_within(space, space.encode(first))
 
 
 @each_space
 def test_samples_spread_over_the_whole_domain(name: str) -> None:
     space, rng = INSTANCES[name], np.random.default_rng(0)
-    samples = [space.encode(space.sample(rng)) for _ in range(200)]
-    for key, domain in space.domains.items():
-        units = [domain.to_unit(values[key]) for values in samples]
-        assert 0 <= min(units) < 0.05
-        assert 0.95 < max(units) <= 1
-        assert abs(np.mean(units) - 0.5) < 0.1
+    samples = [space.encode(space.sample(rng)) for _ in range(10_000 if space.conditional else 200)]
+    for key, parameter in space.parameters.items():
+        drawn = [values[key] for values in samples if key in values]
+        assert len(drawn) >= 100
+        if isinstance(parameter, Choice):
+            counts = [drawn.count(option) for option in parameter.options]
+            assert max(counts) < 1.5 * min(counts)
+            continue
+        units = [parameter.to_unit(float(value)) for value in drawn]
+        assert 0 <= min(units) < 0.08
+        assert 0.92 < max(units) <= 1
+        assert abs(np.mean(units) - 0.5) < 0.12
 
 
 @each_space
-def test_every_sample_builds_and_a_step_lowers_its_loss(name: str) -> None:
+def test_every_sample_builds_and_takes_a_step(name: str) -> None:
+    space, rng = INSTANCES[name], np.random.default_rng(2)
+    generator = torch.Generator().manual_seed(2)
+    label_N = torch.arange(12) % 5
+    for _ in range(150):
+        loss = build(space.sample(rng), num_classes=5, class_counts=[2, 3, 5, 30, 100])
+        loss.generator = generator
+        x_ND = (5 * torch.randn(12, 8, generator=generator)).requires_grad_()
+        w_CD = torch.randn(5, 8, generator=generator).requires_grad_()
+        optimiser = torch.optim.SGD([x_ND, w_CD, *loss.parameters()], lr=0.01)
+        before_ND = x_ND.detach().clone()
+        loss(x_ND, w_CD, label_N).mean().backward()
+        optimiser.step()
+        after_N = loss(x_ND, w_CD, label_N)
+        assert after_N.isfinite().all(), loss.spec
+        assert all(tensor.isfinite().all() for tensor in (x_ND, w_CD, *loss.parameters())), loss.spec
+        assert name == "am_lfs, free" or not torch.equal(x_ND, before_ND), loss.spec
+
+
+@pytest.mark.parametrize("name", [name for name in INSTANCES if name not in ("unified", "am_lfs, free")])
+def test_a_step_lowers_the_loss(name: str) -> None:
     space, rng = INSTANCES[name], np.random.default_rng(1)
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
@@ -105,6 +165,45 @@ def test_a_modulating_factor_is_a_cosine_margin_up_to_margin_high() -> None:
     space = ModulatingFactor(scale=32, margin_high=0.6)
     assert space.domains == {"u": Domain(low=0, high=19.2)}
     assert space.decode({"u": 32 * 0.2}) == catalog.modulating(margin=0.2, scale=32)
+
+
+def test_local_modulating_factors_are_the_margins_of_ten_bins() -> None:
+    space = ModulatingBins(scale=32, margin_high=0.5)
+    margins = [k / 20 for k in range(10)]
+    assert space.parameters == {f"u_{k}": Domain(low=0, high=16) for k in range(10)}
+    assert space.decode({f"u_{k}": 32 * m for k, m in enumerate(margins)}) == catalog.modulating_bins(margins, scale=32)
+
+
+@pytest.mark.parametrize(
+    ("space", "identity"),
+    [
+        (AMLFS(), catalog.am_lfs()),
+        (AMLFS(mode="free", scale=16), catalog.am_lfs_free(scale=16)),
+        (AMLFS(mode="free", gradient="detached"), catalog.am_lfs_free(gradient="detached")),
+    ],
+)
+def test_am_lfs_starts_at_the_identity_in_the_middle_of_every_domain(space: AMLFS, identity: LossSpec) -> None:
+    values = space.encode(identity)
+    assert space.start == pytest.approx(values, abs=1e-12)
+    assert [domain.to_unit(float(values[name])) for name, domain in space.domains.items()] == pytest.approx(
+        [0.5] * len(values)
+    )
+
+
+def test_in_am_lfs_the_target_map_never_falls_and_slopes_of_tau_are_logarithmic() -> None:
+    space, rng = AMLFS(pieces=5), np.random.default_rng(0)
+    for _ in range(100):
+        values = space.encode(space.sample(rng))
+        assert np.diff([float(values[f"t_{k}"]) for k in range(6)]).min() >= 0
+    assert space.domains["tau_slope_4"] == Domain(low=0.25, high=4, log=True)
+
+
+def test_margins_start_at_a_third_of_their_range() -> None:
+    assert ModulatingFactor(scale=30, margin_high=0.6).start == pytest.approx({"u": 6})
+    assert ModulatingBins(scale=30, margin_high=0.6).start == pytest.approx({f"u_{k}": 6 for k in range(10)})
+    assert CombinedMargin(m2_rad=(0, 0.9), scale=(8, 64)).start == pytest.approx(
+        {"m2_rad": 0.3, "m3": 0.4 / 3, "scale": 16}
+    )
 
 
 def test_a_combined_margin_searches_only_the_parameters_with_open_bounds() -> None:
@@ -156,8 +255,9 @@ def test_a_domain_without_width_or_a_logarithm_is_refused(low: float, high: floa
 @pytest.mark.parametrize(
     ("space", "values", "sentence"),
     [
-        ("modulating_factor", {}, "values needed for u, but got none"),
-        ("modulating_factor", {"u": 1.0, "v": 2.0}, "values needed for u, but got u, v"),
+        ("modulating_factor", {}, "a value for u is needed, but got none"),
+        ("modulating_factor", {"u": 1.0, "v": 2.0}, "unknown parameter v=2.0; those needed are u"),
+        ("modulating_factor", {"u": "1.0"}, r"u must lie in \[0.0, 19.2\], but got u=1.0"),
         ("modulating_factor", {"u": 19.3}, r"u must lie in \[0.0, 19.2\], but got u=19.3"),
         ("modulating_factor", {"u": -0.1}, r"u must lie in \[0.0, 19.2\], but got u=-0.1"),
         ("modulating_factor", {"u": math.nan}, r"u must lie in \[0.0, 19.2\], but got u=nan"),
@@ -165,8 +265,10 @@ def test_a_domain_without_width_or_a_logarithm_is_refused(low: float, high: floa
         (
             "combined_margin, all free",
             {"m1": 1.0, "m2_rad": 0.5, "m3": 0.1},
-            "values needed for m1, m2_rad, m3, scale, but got m1, m2_rad, m3",
+            "a value for scale is needed, but got m1, m2_rad, m3",
         ),
+        ("am_lfs", {"t_0": -1.2}, r"t_0 must lie in \[-1.1, -0.9\], but got t_0=-1.2"),
+        ("modulating_bins", {"u_0": 1.0}, "a value for u_1 is needed, but got u_0"),
         (
             "combined_margin, all free",
             {"m1": 1.0, "m2_rad": 0.5, "m3": 0.1, "scale": 7.0},
@@ -174,7 +276,7 @@ def test_a_domain_without_width_or_a_logarithm_is_refused(low: float, high: floa
         ),
     ],
 )
-def test_bad_values_are_refused_with_a_sentence(space: str, values: dict[str, float], sentence: str) -> None:
+def test_bad_values_are_refused_with_a_sentence(space: str, values: dict[str, float | str], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         INSTANCES[space].decode(values)
 
@@ -186,6 +288,14 @@ def test_bad_values_are_refused_with_a_sentence(space: str, values: dict[str, fl
         ("modulating_factor", catalog.modulating(0.2, scale=16)),
         ("modulating_factor", catalog.modulating(0.2).model_copy(update={"weight": 2.0})),
         ("modulating_factor", catalog.modulating(0.2).model_copy(update={"gradient": "detached"})),
+        ("modulating_bins", catalog.modulating(0.2)),
+        ("modulating_bins", catalog.modulating_bins(scale=16)),
+        ("am_lfs", catalog.am_lfs_free()),
+        ("am_lfs", catalog.am_lfs(scale=16)),
+        ("am_lfs", catalog.am_lfs(t=(-1, 0, 1), tau=(1, 1))),
+        ("am_lfs", catalog.am_lfs().replace(objective=catalog.softmax().objective)),
+        ("am_lfs, free", catalog.am_lfs()),
+        ("am_lfs, free", catalog.am_lfs_free(gradient="detached")),
         ("combined_margin", catalog.softmax(32)),
         ("combined_margin", catalog.adacos_dynamic()),
         ("combined_margin", catalog.arcface()),
@@ -222,6 +332,11 @@ def test_a_loss_of_the_right_form_beyond_the_bounds_is_refused_by_name() -> None
         ),
         ("combined_margin", {"m4": (0, 1)}, "m4\n.*Extra inputs"),
         ("modulating_factor", {"scale": 1024}, "scale·margin_high must be at most 512, but got 614.4"),
+        ("modulating_bins", {"scale": 1024}, "scale·margin_high must be at most 512, but got 614.4"),
+        ("am_lfs", {"pieces": 1}, "pieces\n.*greater than or equal to 2"),
+        ("am_lfs", {"pieces": 101}, "pieces\n.*less than or equal to 100"),
+        ("am_lfs", {"mode": "both"}, "mode\n.*'continuous' or 'free'"),
+        ("unified", {"scale": 16}, "scale\n.*Extra inputs"),
         ("modulating_factor", {"scale": 0}, "scale\n.*greater than 0"),
         ("modulating_factor", {"margin_high": 1.5}, "margin_high\n.*less than or equal to 1"),
     ],

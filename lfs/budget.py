@@ -1,0 +1,87 @@
+"""Budgets: when a search asks for no more trials of its own. Baselines and trials in flight still run to their end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from lfs.controller import Controller
+from lfs.trial import Trial
+from search_space.frozen import FrozenModel, Real
+from search_space.spec import LossSpec
+from trainers.outcome import Outcome
+
+
+class Budget(FrozenModel):
+    """Limits of a search; None: no limit. The first one that is reached ends it."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Trained epochs over all trials, those in flight included."""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """Training images seen over all finished trials."""
+    seconds: Annotated[Real, Field(gt=0)] | None = None
+    """Wall time since the search began, pauses included."""
+    reward: Annotated[Real, Field()] | None = None
+    """A trial with at least this reward is good enough."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """The time, as the journal has it: a replay sets it to that of each event, so that it decides as the search did."""
+
+    began: float = 0.0
+    now: float = 0.0
+
+
+class Budgeted:
+    """A controller that asks for nothing more once its budget is spent."""
+
+    def __init__(self, inner: Controller, budget: Budget, clock: Clock) -> None:
+        self._inner, self._budget, self._clock = inner, budget, clock
+        self._trials = self._epochs = self._images = 0
+        self._best: float | None = None
+        self._asked: dict[int, Trial] = {}
+
+    def ask(self, count: int) -> Sequence[Trial]:
+        """The controller's trials while there is budget; as many as it has trials left."""
+        if self._spent():
+            return []
+        if self._budget.trials is not None:
+            count = min(count, self._budget.trials - self._trials)
+        trials = self._inner.ask(count)
+        for trial in trials:
+            self._asked[trial.number] = trial
+            self._trials += 1
+            self._epochs += trial.epochs - (self._asked[trial.parent].epochs if trial.parent is not None else 0)
+        return trials
+
+    def _spent(self) -> bool:
+        used = (
+            (self._trials, self._budget.trials),
+            (self._epochs, self._budget.epochs),
+            (self._images, self._budget.images),
+            (self._clock.now - self._clock.began, self._budget.seconds),
+            (self._best, self._budget.reward),
+        )
+        return any(limit is not None and amount is not None and amount >= limit for amount, limit in used)
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Count what the trial cost, and hand the outcome on."""
+        self._images += outcome.images
+        if outcome.reward is not None:
+            self._best = outcome.reward if self._best is None else max(self._best, outcome.reward)
+        self._inner.tell(trial, outcome)
+
+    def live(self) -> frozenset[int]:
+        """The controller's live trials."""
+        return self._inner.live()
+
+    def summary(self) -> Mapping[str, float]:
+        """The controller's state, and the images seen so far."""
+        return {**self._inner.summary(), "images": float(self._images)}
+
+    def constant(self) -> LossSpec | None:
+        """The controller's recommendation."""
+        return self._inner.constant()
