@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -15,11 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lfs.errors import UserError
+from lfs.methods import METHODS
 
 if TYPE_CHECKING:
+    from lfs.comparison import Comparison
     from lfs.journal import Event
     from lfs.launch import Plan
     from lfs.tracker import Tracker
+    from search_space import LossSpec
+    from search_space.catalog import Value
 
 app = typer.Typer(
     help="Search for the margin-softmax loss that suits your data.",
@@ -51,6 +55,7 @@ def search(
         Path | None, typer.Argument(metavar="[RUN.TOML]", help="The config; all defaults without.")
     ] = None,
     overrides: Set = None,
+    method: Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder or zip of images/<class>/<file>.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default lossearch/runs/<time>-<data>.")] = None,
 ) -> None:
@@ -58,7 +63,7 @@ def search(
     from lfs.config_file import load_config
     from lfs.launch import plan_new
 
-    settings = load_config(config, overrides or [], data_path=data)
+    settings = load_config(config, overrides or [], data_path=data, method=method)
     run_dir = _run_folder(run, "glyphs" if settings.data.path is None else settings.data.path.stem)
     with out.status("reading the data"):
         planned = plan_new(settings, run_dir)
@@ -175,6 +180,83 @@ def _number(value: object) -> str:
 
 
 @app.command()
+def compare(
+    run: Run,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each entrant, 2 to 20; default 10.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Only this baseline; may be given several times. Default: all.")
+    ] = None,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Without the tuned constant margins and scales.")] = False,
+    scales: Annotated[str | None, typer.Option(help="The grid's scales; default 16,32,64.")] = None,
+    cosface_margins: Annotated[str | None, typer.Option(help="Default 0.1,0.2,0.35.")] = None,
+    arcface_margins: Annotated[str | None, typer.Option(help="In radians; default 0.3,0.5,0.7.")] = None,
+    equal_compute: Annotated[
+        list[str] | None,
+        typer.Option(help="Give each baseline the search's compute: 'seeds' (best of many) or 'longer' (more epochs)."),
+    ] = None,
+    resamples: Annotated[int | None, typer.Option(help="Of the bootstrap; default 1000.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Another comparison: the test is opened once more.")] = False,
+    overrides: Set = None,
+) -> None:
+    """Retrain the winner and the baselines over several seeds and score them on the sealed test identities.
+
+    Goes on with a comparison that was interrupted; of a finished one it shows the table.
+    """
+    from lfs.comparison import prepare
+
+    lists = {"scales": scales, "cosface_margins": cosface_margins, "arcface_margins_rad": arcface_margins}
+    grid = {name: text for name, text in lists.items() if text is not None}
+    options = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute, "resamples": resamples}
+    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
+    given |= ({"grid": grid} if grid else {}) | ({"tune": False} if no_tune else {})
+    with out.status("reading the data"):
+        prepared = prepare(run.absolute(), given, overrides=overrides or [], again=again)
+    if caveat := prepared.plan.caveat():
+        out.print(caveat, soft_wrap=True)
+    if prepared.launch is not None:
+        _compare(prepared, prepared.launch)
+    _show_comparison(prepared.folder)
+
+
+def _compare(prepared: "Comparison", launch: "Plan") -> None:
+    from lfs.compare import compare as run_comparison
+    from lfs.progress import Progress
+    from lfs.search import SearchStoppedError
+
+    out.print(f"comparison: {prepared.folder}", soft_wrap=True)
+    run_dir = prepared.folder.parent.parent
+    with _signals():
+        try:
+            with Progress(out, epochs=prepared.plan.epochs, metric=launch.recipe.reward) as progress:
+                run_comparison(prepared, launch, on_event=progress.on_event)
+        except _InterruptedError:
+            out.print(f"interrupted; go on with: lossearch compare {run_dir}", soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except SearchStoppedError as error:
+            err.print(f"lossearch: {error}", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+
+
+def _show_comparison(folder: Path) -> None:
+    """The table of a finished comparison, then the paths of its page and its CSV files."""
+    from analysis.comparison import Results
+    from analysis.comparison_page import write_comparison
+
+    results = Results.read(folder)
+    for shown in results.terminal_tables():
+        table = Table()
+        for column in shown.columns:
+            table.add_column(str(column), overflow="fold")
+        for row in shown.itertuples(index=False):
+            table.add_row(*map(str, row))
+        out.print(table)
+    out.print(results.headline, soft_wrap=True)
+    out.print(*results.remarks(), sep="\n", soft_wrap=True)
+    for path in write_comparison(results, folder.parent.parent):
+        out.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write report.html of a run, finished or not, and print its path."""
     from analysis.report import write_report
@@ -242,15 +324,80 @@ def _tracking_uri(run_dir: Path, uri: str | None) -> str:
 
 
 @app.command()
-def losses() -> None:
-    """The catalog: every named loss with its formula, defaults and source."""
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A loss; default: a list of all.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PARAMETER=VALUE", help="Another value than the default.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page of pictures instead.")] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Classes to draw for.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the loss as JSON instead.")] = False,
+) -> None:
+    """The catalog, or one loss: formula, parameters with units and ranges, source, curves."""
+    from search_space import build, catalog
+
+    if name is None and (overrides or as_json):
+        raise UserError(f"{'--set' if overrides else '--json'} needs the NAME of a loss; 'lossearch losses' lists them")
+    chosen = dict(_assigned(each) for each in overrides or [])
+    try:
+        wanted = {each: catalog.get(each, **chosen) for each in ([name] if name else catalog.NAMES)}
+        for spec in wanted.values():
+            build(spec, num_classes=classes, class_counts=[1] * classes)
+    except ValueError as error:
+        raise UserError(_sentence(error, chosen)) from None
+    if plot is not None:
+        _write_pictures(wanted, plot, classes)
+    elif name is None:
+        _list_losses()
+    elif as_json:
+        out.print(wanted[name].model_dump_json(indent=2), soft_wrap=True)
+    else:
+        from analysis.loss_sheet import loss_sheet
+
+        out.print(*loss_sheet(name, chosen, num_classes=classes, width=min(out.width, 100)), sep="\n")
+
+
+def _list_losses() -> None:
     from search_space import catalog
 
-    table = Table("name", "formula", "defaults", "source")
+    table = Table("name", "formula, source", box=None, pad_edge=False)
     for name, entry in catalog.ENTRIES.items():
-        defaults = ", ".join(f"{parameter}={value}" for parameter, value in entry.defaults().items())
-        table.add_row(name, entry.formula, defaults or "none", entry.source)
+        table.add_row(name, f"{entry.formula}\n[{entry.source}]")
     out.print(table)
+
+
+def _write_pictures(wanted: "Mapping[str, LossSpec]", path: Path, classes: int) -> None:
+    from analysis.loss_page import losses_html
+
+    if path.suffix != ".html":
+        raise UserError(f"--plot writes a page, so its file must end in .html, but got {path}")
+    path.write_text(losses_html(wanted, num_classes=classes), encoding="utf-8")
+    out.print(f"written: {path}", soft_wrap=True)
+
+
+def _assigned(override: str) -> "tuple[str, Value]":
+    """The parameter and the value of `parameter=value`: a number, a list of numbers, or else a word."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set needs PARAMETER=VALUE, such as margin=0.2, but got '{override}'")
+    with contextlib.suppress(ValueError):
+        return name.strip(), float(text)
+    with contextlib.suppress(ValueError):
+        return name.strip(), tuple(float(number) for number in text.strip().strip("[]()").split(","))
+    return name.strip(), text.strip()
+
+
+def _sentence(error: ValueError, values: "Mapping[str, Value]") -> str:
+    """One sentence that names a parameter of the user's, where the error is about what was made of it."""
+    from pydantic import ValidationError
+
+    from lfs.config_file import sentence
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    said = sentence(error, values).removeprefix(": ")
+    given = ", ".join(f"{name}={value}" for name, value in values.items())
+    return said if any(name in said for name in values) else f"{said}, from {given}"
 
 
 EXAMPLE = """\

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from lfs.budget import Budget
+from lfs.proposers import Baseline, Optimizer, Sigma
+from lfs.samplers import INTERVALS_ONLY, Objective
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
 from search_space.spaces import AnySpace, CombinedMargin
@@ -13,7 +16,6 @@ from search_space.spec import LossSpec
 from trainers.data import DataConfig
 from trainers.recipe import Recipe
 
-Unit = Annotated[Real, Field(ge=0, le=1)]
 Scalar = str | int | float | bool
 
 
@@ -22,7 +24,7 @@ class NamedLoss(FrozenModel):
 
     loss: str
     name: str = ""
-    parameters: Mapping[str, Scalar] = {}
+    parameters: Mapping[str, Scalar | tuple[float, ...]] = {}
     recipe: Mapping[str, Scalar] = {}
 
     @field_validator("recipe")
@@ -50,8 +52,9 @@ class _Rounds(FrozenModel):
     batch: Annotated[int, Field(ge=2, le=1024)] = 8
     """Copies trained in a round (B)."""
     warmup_epochs: Annotated[int, Field(ge=1)] = 2
-    warmup_unit: Unit = 1 / 3
-    """Where in each parameter's range the warm-up trains, and where μ starts."""
+    """Trained under the loss where the space starts."""
+    broadcast_momentum: bool = True
+    """Whether the copies of a round start with the optimiser's state of the best of the last one, too."""
 
 
 class ReinforceConfig(_Rounds):
@@ -68,6 +71,21 @@ class ReinforceConfig(_Rounds):
             raise ValueError("must be even: its samples come in antithetic pairs")
         return batch
 
+    sigma: Sigma = "annealed"
+    """How σ goes on from `sigma_start`: to `sigma_end`, not at all, or learned between the two."""
+    optimizer: Optimizer = "plain"
+    baseline: Baseline = "mean"
+    """What is subtracted from the rewards of a round: their mean, a moving average over rounds, nothing."""
+    rate: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    """A multiplier of the steps of μ."""
+
+
+class ReleasedConfig(_Rounds):
+    """What the published code of Search-Softmax does, which does not search: for ablation, on `modulating_factor`."""
+
+    method: Literal["released"] = "released"
+    broadcast_momentum: bool = False
+
 
 class RandomConfig(_Rounds):
     """Random-Softmax: the same rounds with uniform draws."""
@@ -82,7 +100,57 @@ class FixedListConfig(FrozenModel):
     losses: Annotated[tuple[NamedLoss, ...], Field(min_length=1)]
 
 
-SearchConfig = Annotated[ReinforceConfig | RandomConfig | FixedListConfig, Field(discriminator="method")]
+class SamplerConfig(FrozenModel):
+    """Candidates from a sampler, each trained on its own: for the whole horizon, or by successive halving."""
+
+    method: Literal["sampler"] = "sampler"
+    sampler: Literal["random", "tpe", "cmaes", "gp", "qmc", "nsga2"] = "tpe"
+    candidates: Annotated[int, Field(ge=1, le=1_000_000)] = 27
+    """How many losses are tried; under `hyperband`, in its first bracket."""
+    knots: Annotated[int, Field(ge=1, le=100)] = 1
+    """More than 1: the parameters of a loss move through so many values over training, in straight lines."""
+    fidelity: Literal["full", "halving", "hyperband"] = "full"
+    eta: Annotated[int, Field(ge=2, le=10)] = 3
+    """Of the candidates at a rung one in `eta` goes on, for `eta` times as long."""
+    min_epochs: Annotated[int, Field(ge=1)] = 1
+    """The first rung."""
+    startup: Annotated[int, Field(ge=1)] = 10
+    """Random candidates before TPE and GP begin to model."""
+    population: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """Of CMA-ES (at least the number of workers; None: 8) and NSGA-II (None: 20)."""
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=4)] = (Objective(),)
+    """What is optimised; several of them under `nsga2` or `tpe`."""
+
+    @property
+    def cmaes_population(self) -> int:
+        """Candidates of a generation of CMA-ES."""
+        return self.population or 8
+
+    @model_validator(mode="after")
+    def _several_objectives(self) -> Self:
+        if len(self.objectives) > 1 and self.sampler not in ("nsga2", "tpe"):
+            raise ValueError(
+                f"sampler '{self.sampler}' takes one objective, but got {len(self.objectives)}; use 'nsga2' or 'tpe'"
+            )
+        if len(self.objectives) > 1 and self.fidelity != "full":
+            raise ValueError(f"fidelity '{self.fidelity}' ranks by the reward alone: several objectives need 'full'")
+        return self
+
+
+class PopulationConfig(FrozenModel):
+    """Population-based training: the worst members take over the best ones' weights and perturb their losses."""
+
+    method: Literal["population"] = "population"
+    members: Annotated[int, Field(ge=2, le=1024)] = 8
+    step_epochs: Annotated[int, Field(ge=1)] = 1
+    share: Annotated[Real, Field(gt=0, le=0.5)] = 0.25
+    """Which share of the members is replaced after each step, and from which share at the top."""
+
+
+SearchConfig = Annotated[
+    ReinforceConfig | ReleasedConfig | RandomConfig | FixedListConfig | SamplerConfig | PopulationConfig,
+    Field(discriminator="method"),
+]
 
 
 class ExecutorConfig(FrozenModel):
@@ -152,6 +220,7 @@ class RunConfig(FrozenModel):
     """The fields of `Recipe` that differ from the preset of the data."""
     space: AnySpace = CombinedMargin()
     search: SearchConfig = ReinforceConfig()
+    budget: Budget = Budget()
     baselines: tuple[NamedLoss, ...] = DEFAULT_BASELINES
     executor: ExecutorConfig = ExecutorConfig()
     numerics: NumericsConfig = NumericsConfig()
@@ -162,6 +231,33 @@ class RunConfig(FrozenModel):
     def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         Recipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
         return recipe
+
+    @model_validator(mode="after")
+    def _method_fits_the_space(self) -> Self:
+        search, kind = self.search, self.space.kind
+        if isinstance(search, ReleasedConfig) and kind != "modulating_factor":
+            raise ValueError(
+                f"search.method = 'released' draws a modulating factor, so it needs space.kind = 'modulating_factor', "
+                f"but got '{kind}'"
+            )
+        if not self.space.conditional:
+            return self
+        if isinstance(search, ReinforceConfig):
+            raise ValueError(
+                f"search.method = 'reinforce' moves a Gaussian over intervals, but space.kind = '{kind}' "
+                "has choices; use search.method = 'random' or another space.kind"
+            )
+        if isinstance(search, SamplerConfig) and search.sampler in INTERVALS_ONLY:
+            raise ValueError(
+                f"search.sampler = '{search.sampler}' {INTERVALS_ONLY[search.sampler]}, but space.kind = '{kind}' "
+                "has choices; use search.sampler = 'tpe' or another space.kind"
+            )
+        if isinstance(search, SamplerConfig) and search.knots > 1:
+            raise ValueError(
+                f"search.knots = {search.knots} moves parameters over training, which needs intervals alone, but "
+                f"space.kind = '{kind}' has choices; use search.knots = 1 or another space.kind"
+            )
+        return self
 
     def all_baselines(self) -> tuple[NamedLoss, ...]:
         """The hyper-parameter-free ones, then the others."""

@@ -13,17 +13,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lfs.budget import Budget
 from lfs.config import (
     ExecutorConfig,
     FixedListConfig,
     NamedLoss,
     NumericsConfig,
+    PopulationConfig,
     RandomConfig,
     ReinforceConfig,
+    ReleasedConfig,
     RunConfig,
+    SamplerConfig,
     TrackingConfig,
 )
 from lfs.errors import UserError
+from lfs.methods import METHODS
+from lfs.samplers import Objective
 from lfs.tracker_uri import anchored
 from search_space.frozen import FrozenModel
 from search_space.spaces import SPACES
@@ -35,12 +41,17 @@ class ConfigError(UserError):
     """The configuration cannot be used; the message is one sentence with the key, the value and what is right."""
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), *, data_path: Path | None = None) -> RunConfig:
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), *, data_path: Path | None = None, method: str | None = None
+) -> RunConfig:
     """The config in a TOML file (None: all defaults), with `key=value` overrides and a data path on top.
 
-    `data.path` in the file resolves against the file's folder. Raises `ConfigError`.
+    A named `method` lies beneath the file. `data.path` in the file resolves against the file's folder. Raises
+    `ConfigError`.
     """
     values = {} if path is None else _read_toml(path)
+    if method is not None:
+        _lay_beneath(values, method)
     if path is not None and isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
         values["data"]["path"] = str(path.parent / Path(values["data"]["path"]).expanduser())
     _anchor(values, Path.cwd() if path is None else path.absolute().parent)
@@ -54,6 +65,18 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, data_path: 
         data["path"] = str(Path(data["path"]).expanduser().absolute())
     _fill_discriminators(values)
     return validated(values)
+
+
+def _lay_beneath(values: dict[str, Any], method: str) -> None:
+    """Fill the tables of a named method where the config does not say otherwise."""
+    if method not in METHODS:
+        near = difflib.get_close_matches(method, METHODS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(METHODS)}"
+        raise ConfigError(f"unknown method '{method}'; {hint}")
+    for table, settings in METHODS[method].items():
+        own = values.setdefault(table, {})
+        if isinstance(own, dict):
+            values[table] = {**copy.deepcopy(dict(settings)), **own}
 
 
 def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -138,6 +161,7 @@ _MUST_BE = {
 _TABLES: Mapping[str, type[FrozenModel]] = {
     "": RunConfig,
     "baselines": NamedLoss,
+    "budget": Budget,
     "baselines.recipe": Recipe,
     "data": DataConfig,
     "executor": ExecutorConfig,
@@ -148,7 +172,11 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
     "search.fixed_list.losses": NamedLoss,
     "search.fixed_list.losses.recipe": Recipe,
     "search.random": RandomConfig,
+    "search.population": PopulationConfig,
     "search.reinforce": ReinforceConfig,
+    "search.released": ReleasedConfig,
+    "search.sampler": SamplerConfig,
+    "search.sampler.objectives": Objective,
     "tracking": TrackingConfig,
     **{f"space.{kind}": space for kind, space in SPACES.items()},
 }
@@ -167,7 +195,8 @@ def sentence(error: ValidationError, values: object) -> str:
         return f"the config lacks '{'.'.join([*keys, *map(str, rest)])}'"
     if kind == "value_error":
         said = "but got" in str(context["error"]) or isinstance(value, Mapping | FrozenModel)
-        return f"{'.'.join(keys)}: {context['error']}{'' if said else _but_got(value)}"
+        where = f"{'.'.join(keys)}: " if keys else ""  # two tables that do not fit together
+        return f"{where}{context['error']}{'' if said else _but_got(value)}"
     if kind == "union_tag_invalid":
         keys, value = [*keys, context["discriminator"].strip("'")], context["tag"]
     right = _what_is_right(kind, context, first["msg"])

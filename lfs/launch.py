@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lfs.budget import Budget, Clock
 from lfs.checkpoints import CheckpointStore
-from lfs.config import FixedListConfig, NamedLoss, RandomConfig, ReinforceConfig, RunConfig
+from lfs.config import RunConfig
 from lfs.config_file import ConfigError, overridden
-from lfs.controller import Controller, WithBaselines
 from lfs.executor import Executor, SerialExecutor
-from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import (
     FILE_NAME,
     LOCK_NAME,
@@ -25,13 +24,12 @@ from lfs.journal import (
     Started,
     read_events,
 )
-from lfs.rounds import Proposer, RandomRounds, Reinforce, RoundSearch
+from lfs.plan import make_controller, most_at_once, planned_epochs
+from lfs.preflight import Preflight
 from lfs.runner import TrainingRunner, default_device
 from lfs.search import replay, search
 from lfs.sources import versions
-from lfs.trial import Role
 from lfs.winner import best_at_horizon
-from search_space.schedule import LossSchedule
 from trainers.data import load_task
 from trainers.image_folder import DataError
 from trainers.numerics import probe
@@ -73,72 +71,6 @@ def _laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict
     return merged
 
 
-def make_controller(config: RunConfig, recipe: Recipe) -> Controller:
-    """The searching controller with the baselines beside it."""
-    baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
-    return WithBaselines(_make_search(config, recipe), baselines)
-
-
-def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Role) -> FixedList:
-    items = [
-        NamedSchedule(
-            name=loss.title,
-            schedule=LossSchedule.constant(loss.spec()),
-            epochs=Recipe.model_validate({**recipe.model_dump(), **loss.recipe}).horizon_epochs,
-            recipe=loss.recipe,
-        )
-        for loss in losses
-    ]
-    return FixedList(items, seed=seed, role=role)
-
-
-def _make_search(config: RunConfig, recipe: Recipe) -> Controller:
-    search_config = config.search
-    if isinstance(search_config, FixedListConfig):
-        return _fixed_list(search_config.losses, recipe, config.seed, "search")
-    if not search_config.warmup_epochs < recipe.horizon_epochs:
-        raise ConfigError(
-            f"search.warmup_epochs must be below recipe.horizon_epochs = {recipe.horizon_epochs}, "
-            f"but got {search_config.warmup_epochs}"
-        )
-    return RoundSearch(
-        config.space,
-        _proposer(search_config, len(config.space.domains), recipe),
-        batch=search_config.batch,
-        warmup_epochs=search_config.warmup_epochs,
-        warmup_unit=search_config.warmup_unit,
-        horizon_epochs=recipe.horizon_epochs,
-        seed=config.seed,
-    )
-
-
-def _proposer(search_config: ReinforceConfig | RandomConfig, parameters: int, recipe: Recipe) -> Proposer:
-    if isinstance(search_config, RandomConfig):
-        return RandomRounds(parameters=parameters)
-    return Reinforce(
-        parameters=parameters,
-        rounds=recipe.horizon_epochs - search_config.warmup_epochs,
-        start=search_config.warmup_unit,
-        sigma_start=search_config.sigma_start,
-        sigma_end=search_config.sigma_end,
-    )
-
-
-def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
-    """How many epochs a search trains over all its trials, for the time left."""
-    baselines = len(config.all_baselines()) * recipe.horizon_epochs
-    if isinstance(config.search, FixedListConfig):
-        return baselines + len(config.search.losses) * recipe.horizon_epochs
-    alone = config.search.warmup_epochs - 1
-    return baselines + alone + config.search.batch * (recipe.horizon_epochs - alone)
-
-
-def most_at_once(config: RunConfig) -> int:
-    """How many trials a search can keep busy: a round or the whole list, and all baselines beside it."""
-    searching = len(config.search.losses) if isinstance(config.search, FixedListConfig) else config.search.batch
-    return searching + len(config.all_baselines())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is known of a search before its first trial. `started` is set for a search that is resumed, `finished` where
@@ -150,6 +82,8 @@ class Plan:
     recipe: Recipe
     epochs: int
     """Planned, over all trials."""
+    at_once: int
+    """How many trials it can keep busy."""
     started: Started | None = None
     finished: bool = False
 
@@ -176,12 +110,13 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
 
     Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
     """
-    started, events = _read_search(run_dir)
+    started, events = read_search(run_dir)
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
     planned = _plan(overridden(started.config, overrides), run_dir, started)
-    past = replay(make_controller(planned.config, planned.recipe), events)
+    clock = Clock()
+    past = replay(make_controller(planned.config, planned.recipe, clock), events, clock)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
             f"the data has changed since the search began: its digest was {started.data['digest']} and is "
@@ -192,10 +127,10 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
 
 def read_started(run_dir: Path) -> Started:
     """The first event of a run. Raises `JournalError` when there is none or it is of another schema."""
-    return _read_search(run_dir)[0]
+    return read_search(run_dir)[0]
 
 
-def _read_search(run_dir: Path) -> tuple[Started, list[Event]]:
+def read_search(run_dir: Path) -> tuple[Started, list[Event]]:
     """The first event of a run, and all its events."""
     path = run_dir / FILE_NAME
     events, _ = read_events(path)
@@ -215,9 +150,17 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
-    make_controller(config, recipe)
+    make_controller(config, recipe, Clock())
     epochs = planned_epochs(config, recipe)
-    return Plan(run_dir=run_dir, config=config, task=task, recipe=recipe, epochs=epochs, started=started)
+    return Plan(
+        run_dir=run_dir,
+        config=config,
+        task=task,
+        recipe=recipe,
+        epochs=epochs,
+        at_once=most_at_once(config),
+        started=started,
+    )
 
 
 def run(planned: Plan, *, on_event: OnEvent) -> Finished:
@@ -226,23 +169,26 @@ def run(planned: Plan, *, on_event: OnEvent) -> Finished:
     Raises `JournalError` when another search holds the folder, `ClusterError` when Ray cannot be had,
     `SearchStoppedError` when the search cannot go on.
     """
-    with _journal(planned.run_dir) as journal, contextlib.chdir(planned.run_dir):
+    with held_journal(planned.run_dir) as journal, contextlib.chdir(planned.run_dir):
         if next(iter(journal), None) != planned.started:
             raise _holds_a_search(planned.run_dir)  # it was begun while the data were read
         for event in journal:
             on_event(event)
             if isinstance(event, Finished):
                 return event
-        with _executor(planned) as (executor, numerics):
+        with executor_of(planned) as (executor, numerics):
             opening = _opening(planned, numerics)
             journal.append(opening)
             on_event(opening)
+            clock = Clock()
             return search(
-                make_controller(planned.config, planned.recipe),
+                make_controller(planned.config, planned.recipe, clock),
                 executor,
                 journal,
                 CheckpointStore(planned.run_dir / "checkpoints"),
-                choose=best_at_horizon(planned.recipe),
+                choose=best_at_horizon(planned.recipe, or_deepest=planned.config.budget != Budget()),
+                clock=clock,
+                preflight=Preflight.of(planned.task),
                 on_event=on_event,
             )
 
@@ -260,7 +206,7 @@ def _opening(planned: Plan, numerics: Numerics) -> Started | Resumed:
 
 
 @contextmanager
-def _journal(run_dir: Path) -> Iterator[Journal]:
+def held_journal(run_dir: Path) -> Iterator[Journal]:
     """The journal of a folder, which is left as it was when nothing was written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -278,7 +224,7 @@ def _journal(run_dir: Path) -> Iterator[Journal]:
 
 
 @contextmanager
-def _executor(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
+def executor_of(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
     """The configured executor, and the numerics of the journal or of a fresh probe."""
     known = _known_numerics(planned)
     if planned.config.executor.kind == "ray":
@@ -310,7 +256,7 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
         room = ray_executor.room(cpus=config.threads, gpus=gpus_each)
         executor = ray_executor.RayExecutor(
             TrainingRunner(task, recipe, numerics),
-            workers=config.workers or max(1, min(most_at_once(planned.config), room)),
+            workers=config.workers or max(1, min(planned.at_once, room)),
             cpus_per_worker=config.threads,
             gpus_per_worker=gpus_each,
             trial_timeout_seconds=config.trial_timeout_seconds,

@@ -1,6 +1,6 @@
-"""Searches in rounds with broadcast of the best: Search-Softmax (`Reinforce`) and Random-Softmax (`RandomRounds`).
+"""Searches in rounds with broadcast of the best (Wang et al., ICML 2020, Algorithm 1).
 
-Wang et al., ICML 2020, Algorithm 1, as corrected in each class. A round trains B copies of the same weights for one
+Which losses a round tries, a proposer says (`lfs.proposers`). A round trains B copies of the same weights for one
 epoch under B losses; the best copy's weights and optimiser state start every copy of the next round. A warm-up comes
 first, under one loss: a single trial up to its last epoch, then B copies of that epoch in different orders of the
 data, the best of which starts round 1. The spread of the copies' rewards is the noise of a round's rewards.
@@ -8,20 +8,16 @@ data, the best of which starts round 1. The spread of the copies' rewards is the
 
 from collections.abc import Mapping, Sequence
 from itertools import count as count_from
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from lfs.controller import finite_rewards
+from lfs.proposers import Proposer
 from lfs.trial import Trial
+from search_space.domains import Space
 from search_space.schedule import LossSchedule
-from search_space.spaces import Space
 from search_space.spec import LossSpec
 from trainers.outcome import Outcome
-
-Units = npt.NDArray[np.float64]
-"""Places in the unit cube of a space's domains. Shapes: B copies, K parameters."""
 
 NOISE_FLOOR = 1e-3
 """The least spread of rewards that is taken for signal, whatever the warm-up showed."""
@@ -30,32 +26,12 @@ FAILED_ROUNDS = 3
 """So many rounds in a row without a single outcome end the search."""
 
 
-class Proposer(Protocol):
-    """How a search in rounds draws its candidates and what it learns from their rewards."""
-
-    def propose(self, rng: np.random.Generator, batch: int) -> Units:
-        """`batch` places (B×K) to try; those outside the unit cube are clipped into it before use."""
-
-    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
-        """Take in the rewards of the last proposal, in its order."""
-
-    def summary(self, space: Space) -> Mapping[str, float]:
-        """Its state in natural units."""
-
-    def constant(self, space: Space) -> LossSpec | None:
-        """The constant loss that it recommends, if it learns one."""
-
-
-def decode(space: Space, unit_K: Units) -> LossSpec:
-    """The loss at a place of the unit cube, clipped into it."""
-    inside = np.clip(unit_K, 0.0, 1.0)
-    return space.decode(
-        {name: domain.from_unit(float(u)) for (name, domain), u in zip(space.domains.items(), inside, strict=True)}
-    )
-
-
 class RoundSearch:
-    """Rounds of `batch` one-epoch trials up to `horizon_epochs`, each from the best of the last round."""
+    """Rounds of `batch` one-epoch trials up to `horizon_epochs`, each from the best of the last round.
+
+    The warm-up trains under the space's `start`. Without `broadcast_momentum` the copies of a round take over weights
+    alone, and their optimisers start afresh.
+    """
 
     def __init__(
         self,
@@ -64,9 +40,9 @@ class RoundSearch:
         *,
         batch: int,
         warmup_epochs: int,
-        warmup_unit: float,
         horizon_epochs: int,
         seed: int,
+        broadcast_momentum: bool = True,
     ) -> None:
         if not 1 <= warmup_epochs < horizon_epochs:
             raise ValueError(
@@ -79,13 +55,14 @@ class RoundSearch:
         self._warmup_epochs = warmup_epochs
         self._horizon_epochs = horizon_epochs
         self._seed = seed
+        self._broadcast_momentum = broadcast_momentum
         self._numbers = count_from()
         self._round = 0
         self._noise = NOISE_FLOOR
         self._worst: float | None = None
         self._parent: Trial | None = None
         self._failed_rounds = 0
-        self._waiting = self._first_trials(decode(space, np.full(len(space.domains), warmup_unit)))
+        self._waiting = self._first_trials(space.decode(space.start))
         self._asked: list[Trial] = []
         self._outcomes: dict[int, Outcome] = {}
 
@@ -118,13 +95,14 @@ class RoundSearch:
         return [
             Trial(
                 number=next(self._numbers),
-                schedule=parent.schedule.then(parent.epochs, decode(self._space, unit_K)),
+                schedule=parent.schedule.then(parent.epochs, spec),
                 seed=parent.seed,
                 epochs=parent.epochs + 1,
                 parent=parent.number,
                 round=self._round,
+                fresh_optimizer=not self._broadcast_momentum,
             )
-            for unit_K in self._proposer.propose(rng, self._batch)
+            for spec in self._proposer.propose(self._space, rng, self._batch)
         ]
 
     def ask(self, count: int) -> Sequence[Trial]:
@@ -177,70 +155,3 @@ class RoundSearch:
     def constant(self) -> LossSpec | None:
         """The proposer's recommendation."""
         return self._proposer.constant(self._space)
-
-
-class Reinforce:
-    """A Gaussian over the unit cube that follows the reward: Search-Softmax as corrected in FORMULAS §6.
-
-    Antithetic pairs z, −z; σ falls geometrically from `sigma_start` to `sigma_end` over the rounds;
-    r̂ = (r − mean) / max(std, noise); μ ← clip(μ + σ·mean(r̂ z)). The score is that of the unclipped sample, the
-    applied value the clipped one. The recommendation is the mean of the last five μ.
-    """
-
-    def __init__(self, *, parameters: int, rounds: int, start: float, sigma_start: float, sigma_end: float) -> None:
-        self._mu_K = np.full(parameters, start)
-        self._past_mu: list[Units] = []
-        self._sigmas = np.geomspace(sigma_start, sigma_end, rounds)
-        self._z_BK: Units = np.zeros((0, parameters))
-
-    @property
-    def _sigma(self) -> float:
-        return float(self._sigmas[min(len(self._past_mu), len(self._sigmas) - 1)])
-
-    def propose(self, rng: np.random.Generator, batch: int) -> Units:
-        """μ ± σz for half as many z."""
-        half_z = rng.standard_normal((batch // 2, len(self._mu_K)))
-        self._z_BK = np.concatenate([half_z, -half_z])
-        return self._mu_K + self._sigma * self._z_BK
-
-    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
-        """One step of μ."""
-        standardised_B = (rewards_B - rewards_B.mean()) / max(float(rewards_B.std()), noise)
-        step_K = self._sigma * (standardised_B[:, None] * self._z_BK).mean(0)
-        self._mu_K = np.clip(self._mu_K + step_K, 0.0, 1.0)
-        self._past_mu.append(self._mu_K)
-
-    def summary(self, space: Space) -> Mapping[str, float]:
-        """μ and σ of each parameter in its own units (half the distance between μ − σ and μ + σ)."""
-        numbers: dict[str, float] = {"sigma": self._sigma}
-        for (name, domain), mu in zip(space.domains.items(), self._mu_K.tolist(), strict=True):
-            low, high = (domain.from_unit(mu + side * self._sigma) for side in (-1.0, 1.0))
-            numbers[f"mu/{name}"] = domain.from_unit(mu)
-            numbers[f"sigma/{name}"] = (high - low) / 2
-        return numbers
-
-    def constant(self, space: Space) -> LossSpec | None:
-        """The loss at the mean of the last five μ."""
-        return decode(space, np.mean(self._past_mu[-5:] or [self._mu_K], axis=0))
-
-
-class RandomRounds:
-    """Uniform draws that learn nothing: Random-Softmax."""
-
-    def __init__(self, *, parameters: int) -> None:
-        self._parameters = parameters
-
-    def propose(self, rng: np.random.Generator, batch: int) -> Units:
-        """Uniform in the unit cube."""
-        return rng.random((batch, self._parameters))
-
-    def learn(self, rewards_B: npt.NDArray[np.float64], *, noise: float) -> None:
-        """Nothing."""
-
-    def summary(self, space: Space) -> Mapping[str, float]:  # noqa: ARG002 (the protocol's signature)
-        """No state."""
-        return {}
-
-    def constant(self, space: Space) -> LossSpec | None:  # noqa: ARG002
-        """No recommendation."""
-        return None

@@ -36,5 +36,6 @@ class TrainingRunner:
             seed=trial.seed,
             epochs=trial.epochs,
             start=start,
+            fresh_optimizer=trial.fresh_optimizer,
             device=default_device(),
         )

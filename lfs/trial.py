@@ -15,7 +15,8 @@ class Trial:
 
     Siblings of a round share a seed; a trial that continues another keeps its parent's. `role` tells the search's own
     trials from the baselines that run beside it; a baseline has a `name`. `recipe` holds the recipe fields in which
-    this trial differs from the run's recipe (P2SGrad's own regime, say).
+    this trial differs from the run's recipe (P2SGrad's own regime, say). `fresh_optimizer` takes the parent's weights
+    without its optimiser's state.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Trial:
     role: Role = "search"
     name: str = ""
     recipe: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    fresh_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.number < 0 or self.epochs < 1 or self.seed < 0:

@@ -12,16 +12,20 @@ from trainers.outcome import Outcome
 from trainers.recipe import Recipe
 
 
-def best_at_horizon(recipe: Recipe) -> Choose:
-    """Picks, among the search's trials that reached the horizon, the best on the choice identities."""
+def best_at_horizon(recipe: Recipe, *, or_deepest: bool = False) -> Choose:
+    """Picks, among the search's trials that reached the horizon, the best on the choice identities.
+
+    `or_deepest`: where none did, among those that trained the longest; a budget may end a search early.
+    """
 
     def choose(trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome]) -> int | None:
+        done = [n for n, outcome in sorted(outcomes.items()) if outcome.error is None and trials[n].role == "search"]
+        deepest = max((trials[number].epochs for number in done), default=0)
+        epochs = deepest if or_deepest else recipe.horizon_epochs
         scores = {
-            number: reward_of(outcome.metrics, recipe.reward, "choice")
-            for number, outcome in sorted(outcomes.items())
-            if outcome.error is None
-            and trials[number].role == "search"
-            and trials[number].epochs == recipe.horizon_epochs
+            number: reward_of(outcomes[number].metrics, recipe.reward, "choice")
+            for number in done
+            if trials[number].epochs == epochs
         }
         return max(scores, key=lambda number: scores[number], default=None)
 

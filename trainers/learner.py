@@ -134,7 +134,7 @@ class Learner:
         weights differ in shape.
         """
         own = self._model.state_dict()
-        given = {name: tensor for name, tensor in tensors.items() if not name.startswith(_VELOCITY)}
+        given = without_optimizer(tensors)
         _refuse_misfit(_shapes(own, loss=False), _shapes(given, loss=False))
         if _shapes(own, loss=True) != _shapes(given, loss=True):
             given = {name: (own if name.startswith(_LOSS) else given)[name] for name in own}
@@ -152,6 +152,11 @@ class Learner:
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         return torch.optim.SGD(groups, lr=self._recipe.learning_rate, momentum=self._recipe.momentum)
+
+
+def without_optimizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `Learner.tensors` gives, without the optimiser's state."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_VELOCITY)}
 
 
 def _shapes(tensors: Mapping[str, Tensor], *, loss: bool) -> dict[str, list[int]]:

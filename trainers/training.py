@@ -18,7 +18,7 @@ from search_space import LossSchedule, LossSpec
 from trainers.augment import augment
 from trainers.checkpoint import pack, unpack
 from trainers.evaluation import Diverged, Evaluator, as_float, collapse, on_device, reward_of
-from trainers.learner import Learner, one_cycle
+from trainers.learner import Learner, one_cycle, without_optimizer
 from trainers.numerics import applied
 from trainers.outcome import Outcome
 from trainers.recipe import Numerics, Recipe
@@ -40,9 +40,12 @@ def train(
     seed: int,
     epochs: int,
     start: npt.NDArray[np.uint8] | None = None,
+    fresh_optimizer: bool = False,
     device: str = "cpu",
 ) -> tuple[Outcome, npt.NDArray[np.uint8] | None]:
     """Train up to absolute epoch `epochs`, from scratch or from the checkpoint `start`; score after each epoch.
+
+    `fresh_optimizer` takes the weights of `start` alone, not its optimiser's state.
 
     Returns the outcome and a checkpoint, or None in its place when training diverged (then the outcome has an
     `error`). Each row of the outcome's history holds `epoch`, `train/loss`, `cost/images` (seen so far, those before
@@ -64,7 +67,7 @@ def train(
         new_learner = partial(_new_learner, task=task, recipe=recipe, numerics=numerics, seed=seed, device=place)
         learner = new_learner(schedule.at(first))
         if tensors:
-            learner.load(tensors)
+            learner.load(without_optimizer(tensors) if fresh_optimizer else tensors)
         try:
             for epoch in range(first, epochs):
                 learner.use(schedule.at(epoch))

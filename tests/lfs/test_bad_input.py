@@ -48,7 +48,7 @@ CONFIGS = {
     ),
     "key of another method": (
         '[search]\nmethod = "random"\nsigma_start = 0.1',
-        ["'search.sigma_start'", "known are batch, warmup_epochs, warmup_unit, method"],
+        ["'search.sigma_start'", "known are batch, warmup_epochs, broadcast_momentum, method"],
     ),
     "text for a number": ('[executor]\nworkers = "many"', ["executor.workers", "whole number", "'many'"]),
     "text for a flag": ('[tracking]\nenabled = "perhaps"', ["tracking.enabled", "true or false", "'perhaps'"]),
@@ -73,13 +73,48 @@ CONFIGS = {
     "odd rounds": ("[search]\nbatch = 3", ["search.batch", "even", "antithetic", "3"]),
     "warm-up as long as the search": (
         "[recipe]\nhorizon_epochs = 2\n[search]\nwarmup_epochs = 2",
-        ["search.warmup_epochs", "below recipe.horizon_epochs = 2", "got 2"],
+        ["search.warmup_epochs", "[1, recipe.horizon_epochs)", "got 2"],
     ),
     "no epochs": ("[recipe]\nhorizon_epochs = 0", ["recipe.horizon_epochs", "at least 1", "0"]),
     "unknown method": (
         '[search]\nmethod = "annealing"',
-        ["search.method", "'reinforce', 'random', 'fixed_list'", "'annealing'"],
+        ["search.method", "'reinforce', 'released', 'random', 'fixed_list'", "'annealing'"],
     ),
+    "a covariance over choices": (
+        '[space]\nkind = "unified"\n[search]\nmethod = "sampler"\nsampler = "cmaes"',
+        ["search.sampler = 'cmaes'", "space.kind = 'unified' has choices", "use search.sampler = 'tpe'"],
+    ),
+    "a moving loss over choices": (
+        '[space]\nkind = "unified"\n[search]\nmethod = "sampler"\nknots = 2',
+        ["search.knots = 2", "space.kind = 'unified' has choices", "use search.knots = 1"],
+    ),
+    "two objectives for a sampler of one": (
+        '[search]\nmethod = "sampler"\nsampler = "gp"\nobjectives = [{}, {metric = "seconds"}]',
+        ["sampler 'gp' takes one objective, but got 2", "use 'nsga2' or 'tpe'"],
+    ),
+    "objective that is no score": (
+        '[search]\nmethod = "sampler"\nobjectives = [{metric = "val/accuracy"}]',
+        ["search.objectives.0.metric", "must be reward, seconds, images, or a score such as val/eer", "val/accuracy"],
+    ),
+    "population of CMA-ES below the workers": (
+        '[search]\nmethod = "sampler"\nsampler = "cmaes"\n[executor]\nworkers = 9',
+        ["search.population of CMA-ES must be at least the number of workers, 9", "got 8"],
+    ),
+    "too few candidates for a rung": (
+        '[search]\nmethod = "sampler"\nfidelity = "halving"\ncandidates = 2',
+        ["needs 9 candidates for one to reach the end, but has 2"],
+    ),
+    "released code on another space": (
+        '[search]\nmethod = "released"',
+        ["search.method = 'released'", "needs space.kind = 'modulating_factor'", "'combined_margin'"],
+    ),
+    "budget of nothing": ("[budget]\nimages = 0", ["budget.images", "at least 1", "0"]),
+    "a Gaussian over choices": (
+        '[space]\nkind = "unified"',
+        ["search.method = 'reinforce'", "space.kind = 'unified' has choices", "use search.method = 'random'"],
+    ),
+    "too few pieces": ('[space]\nkind = "am_lfs"\npieces = 1', ["space.pieces", "at least 2", "got 1"]),
+    "unknown mode of a space": ('[space]\nkind = "am_lfs"\nmode = "both"', ["space.mode", "'continuous' or 'free'"]),
     "unknown space": ('[space]\nkind = "unifed"', ["space.kind", "'combined_margin'", "'unifed'"]),
     "bounds reversed": ("[space]\nm2_rad = [0.8, 0.1]", ["space", "m2_rad", "low <= high", "[0.8, 0.1]"]),
     "one bound": ("[space]\nm2_rad = [0.8]", ["space.m2_rad", "longer list", "[0.8]"]),
@@ -100,7 +135,7 @@ CONFIGS = {
     ),
     "list for a loss's number": (
         '[[baselines]]\nloss = "arcface"\nparameters = {scale = [1]}',
-        ["baselines.0.parameters.scale", "single value", "[1]"],
+        ["parameter 'scale' of loss 'arcface'", "must be a number", "(1.0,)"],
     ),
     "margin out of range": (
         '[[baselines]]\nloss = "arcface"\nparameters = {margin_rad = 4.0}',

@@ -9,17 +9,18 @@ from rich.console import Console
 
 from lfs.journal import FILE_NAME, Asked, Event, Finished, Resumed, Retried, Told, comparable, read_events
 from lfs.progress import Progress
-from search_space import catalog
+from search_space import LossSpec, catalog
 from tests.lfs.command import TINY_SEARCH, Result, contents, lossearch
 from trainers.outcome import Outcome
 
 COMMANDS = {
     "search": ["--set", "--data", "--run"],
     "resume": ["RUN", "--set"],
+    "compare": ["RUN", "--seeds", "--baseline", "--no-tune", "--equal-compute", "--again", "--set"],
     "report": ["RUN"],
     "sync": ["RUN", "--uri"],
     "dashboard": ["[RUN]", "--port"],
-    "losses": [],
+    "losses": ["[NAME]", "--set", "--plot", "--classes", "--json"],
     "export": ["RUN", "--output"],
 }
 ENTRANTS = ("adacos-dynamic", "adacos-fixed", "p2sgrad", "p2sgrad-recipe", "softmax", "constant-margin")
@@ -44,14 +45,99 @@ def test_help_of_a_command_names_what_it_takes(command: str) -> None:
     assert not [name for name in COMMANDS[command] if name not in done.out]
 
 
-def test_losses_lists_the_catalog_with_defaults_and_sources() -> None:
+def test_losses_lists_the_catalog_with_formulas_and_sources() -> None:
     done = lossearch("losses")
     assert done.code == 0
-    rows = {line.split("│")[1].strip(): line for line in done.out.splitlines() if line.startswith("│")}
-    assert {name for name in rows if name} == set(catalog.NAMES)
-    assert "T = s·cos θ" in rows["softmax"]
-    assert "margin=0.35" in rows["cosface"]
-    assert "P2SGrad" in rows["p2sgrad"]
+    lines = done.out.splitlines()
+    assert {line.split()[0] for line in lines[1:] if line[0] != " "} == set(catalog.NAMES)
+    assert any(re.match(r"softmax +T = s·cos θ$", line.rstrip()) for line in lines)
+    assert any(line.strip() == "[CosFace, Wang et al., CVPR 2018, Eq. 4]" for line in lines)
+
+
+def test_the_list_of_losses_is_readable_at_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
+    monkeypatch.setattr("lfs.cli.out", wide)
+    assert lossearch("losses").code == 0
+    assert isinstance(wide.file, io.StringIO)
+    lines = wide.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert 2 * len(catalog.NAMES) < len(lines) <= 2.3 * len(catalog.NAMES)
+
+
+def test_a_loss_is_shown_with_units_ranges_source_state_and_curves() -> None:
+    done = lossearch("losses", "magface")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    words = re.sub(r" +", " ", done.out)
+    assert "formula T = s·cos(θ + m(‖x‖)) where cos θ > 0" in words
+    assert "source MagFace, Meng et al., CVPR 2021" in words
+    assert "tracks nothing" in words
+    assert "cost target-only" in words
+    assert "upper_margin_rad 0.8 rad [0.45, π/2]" in words
+    assert "scale 64 logits per cosine (0, 1024]" in words
+    assert "target logit T" in words
+    assert "⣀ ‖x‖ = 10 · ‖x‖ = 30 x ‖x‖ = 100" in words
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_every_loss_is_shown(name: str) -> None:
+    done = lossearch("losses", name, "--classes", "30")
+    assert done.code == 0, done.err
+    words = " ".join(done.out.split())
+    assert all(parameter in words for parameter in catalog.ENTRIES[name].defaults())
+    assert "pull −∂L/∂cos θ" in words
+    assert "At 30 classes" in words
+
+
+def test_a_loss_is_shown_with_values_of_ones_own() -> None:
+    done = lossearch("losses", "modulating_bins", "--set", "scale=64", "--set", "margins=[0,0,0,0,0,0,0,0,0,.5]")
+    words = " ".join(done.out.split())
+    assert "loss modulating bins u=[0 0 0 0 0 0 0 0 0 32] s=64" in words
+    assert "[0, 8], each of 10" in words
+    assert "0.2, 10 times" in words
+
+
+def test_a_loss_is_printed_as_json_that_makes_it_again() -> None:
+    done = lossearch("losses", "mv_arc", "--set", "variant=fixed", "--set", "t=0.3", "--json")
+    assert LossSpec.model_validate_json(done.out) == catalog.get("mv_arc", variant="fixed", t=0.3)
+
+
+def test_pictures_of_one_loss_or_of_all_go_into_a_page(tmp_path: Path) -> None:
+    for arguments, figures in ((["arcface", "--set", "margin_rad=0.3"], 1), ([], len(catalog.NAMES))):
+        page = tmp_path / f"{figures}.html"
+        done = lossearch("losses", *arguments, "--plot", page, "--classes", "50")
+        assert done.code == 0, done.err
+        assert done.out == f"written: {page}\n"
+        assert page.read_text(encoding="utf-8").count("<figure ") == figures
+    assert "ArcFace m=0.3 rad s=64" in (tmp_path / "1.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nope"], "unknown loss 'nope'; known are softmax, sphereface,"),
+        (["cosface", "--set", "margin_rad=1"], "loss 'cosface' has no parameter 'margin_rad'; it has margin, scale"),
+        (["cosface", "--set", "margin=x"], "parameter 'margin' of loss 'cosface' must be a number, but got 'x'"),
+        (["cosface", "--set", "margin=2"], "margin: must be at most 1, but got 2.0"),
+        (["cosface", "--set", "margin=nan"], "must be a finite number, but got nan, from margin=nan"),
+        (["cosface", "--set", "margin"], "--set needs PARAMETER=VALUE, such as margin=0.2, but got 'margin'"),
+        (["modulating", "--set", "margin=100"], "u must be at most 512, but got 3200.0, from margin=100.0"),
+        (["modulating_bins", "--set", "margins=1"], "must be a list of numbers, but got 1.0"),
+        (["arcface", "--set", "gradient=some"], "gradient: must be 'exact' or 'detached', but got 'some'"),
+        (["adacos_fixed", "--classes", "2"], "AdaCos needs num_classes >= 3"),
+        (["cosface", "--plot", "cos.png"], "--plot writes a page, so its file must end in .html, but got cos.png"),
+        (["--json"], "--json needs the NAME of a loss; 'lossearch losses' lists them"),
+        (["--set", "scale=3"], "--set needs the NAME of a loss; 'lossearch losses' lists them"),
+        (["cosface", "--plot", "no/such/folder/cos.html"], "cos.html cannot be read or written"),
+    ],
+)
+def test_what_losses_cannot_show_is_said_in_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = lossearch("losses", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("lossearch: ")
+    assert sentence in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_a_search_ends_with_its_table_its_report_and_a_finished_journal(finished_search: tuple[Path, Result]) -> None:

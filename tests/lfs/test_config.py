@@ -1,5 +1,6 @@
 """Configs: where values come from, where paths start, and what is stored."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from lfs.config import (
 )
 from lfs.config_file import ConfigError, load_config, overridden, validated
 from lfs.journal import Started
-from search_space import CombinedMargin, ModulatingFactor, catalog
+from search_space import AMLFS, CombinedMargin, ModulatingBins, ModulatingFactor, Space, Unified, catalog
 from search_space.spaces import SPACES
 from trainers.recipe import Recipe
 
@@ -91,6 +92,48 @@ def test_a_table_without_its_kind_is_of_the_default_kind(tmp_path: Path) -> None
     assert config.search == ReinforceConfig(batch=6)
 
 
+@pytest.mark.parametrize(
+    ("table", "space"),
+    [
+        ('kind = "unified"', Unified()),
+        ('kind = "modulating_bins"\nscale = 16\nmargin_high = 0.4', ModulatingBins(scale=16, margin_high=0.4)),
+        (
+            'kind = "am_lfs"\nmode = "free"\npieces = 5\nscale = 16\ngradient = "detached"',
+            AMLFS(mode="free", pieces=5, scale=16, gradient="detached"),
+        ),
+    ],
+)
+def test_a_space_is_a_table(table: str, space: Space, tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, f'[search]\nmethod = "random"\n[space]\n{table}'))
+    assert config.space == space
+
+
+def test_a_gaussian_over_choices_is_refused_with_what_works_instead() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^search.method = 'reinforce' moves a Gaussian over intervals, but space.kind = 'unified' has choices; "
+        r"use search.method = 'random' or another space.kind$",
+    ):
+        load_config(None, ["space.kind=unified"])
+    losses = "search={method='fixed_list', losses=[{loss='softmax'}]}"
+    assert load_config(None, ["space.kind=unified", losses]).space == Unified()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("space={kind='am_lfs', mode='both'}", "space.mode: must be 'continuous' or 'free', but got 'both'"),
+        ("space={kind='am_lfs', pieces=1}", "space.pieces: must be at least 2, but got 1"),
+        ("space={kind='modulating_bins', margin_high=2}", "space.margin_high: must be at most 1, but got 2"),
+        ("space={kind='modulating_bins', scale=1000}", "space: scale·margin_high must be at most 512, but got 600"),
+        ("space={kind='unified', scale=16}", "unknown key 'space.scale' in the config; known are kind"),
+    ],
+)
+def test_wrong_fields_of_a_space_are_refused_with_a_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}$"):
+        load_config(None, [override])
+
+
 def test_a_path_in_the_file_starts_at_the_file_and_others_at_the_working_directory(here: Path) -> None:
     config = written(here / "configs", '[data]\npath = "faces"')
     assert load_config(config).data.path == here / "configs" / "faces"
@@ -154,7 +197,7 @@ def test_a_config_cannot_be_changed() -> None:
         config.search.batch = 8  # type: ignore[misc, union-attr]
 
 
-@pytest.mark.parametrize("toml", ["", EVERYTHING, '[search]\nmethod = "random"\nwarmup_unit = 0'])
+@pytest.mark.parametrize("toml", ["", EVERYTHING, '[search]\nmethod = "random"\n[space]\nkind = "unified"'])
 def test_the_stored_config_is_the_config(toml: str, tmp_path: Path) -> None:
     config = load_config(written(tmp_path, toml))
     begun = Started(search_id="0", config=config.model_dump(mode="json"), data={}, versions={}, numerics={})

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from lfs.budget import Clock
 from lfs.checkpoints import CheckpointStore
 from lfs.config import RunConfig
 from lfs.executor import SerialExecutor
 from lfs.journal import FILE_NAME, Event, Finished, Journal, Rebuilt, Resumed, Told, comparable
-from lfs.launch import make_controller
+from lfs.plan import make_controller
 from lfs.runner import TrainingRunner
 from lfs.search import search
 from lfs.winner import best_at_horizon
@@ -26,7 +27,7 @@ def run(folder: Path, runner: TrainingRunner) -> list[Event]:
     with Journal(folder) as journal:
         journal.append(Resumed(versions={}) if len(journal) else started())
         search(
-            make_controller(CONFIG, RECIPE),
+            make_controller(CONFIG, RECIPE, Clock()),
             SerialExecutor(runner),
             journal,
             CheckpointStore(folder / "checkpoints"),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lfs.rounds import Reinforce, RoundSearch, decode
+from lfs.proposers import RandomRounds, Reinforce, decode, start_of
+from lfs.rounds import RoundSearch
 from lfs.trial import Trial
-from search_space import ModulatingFactor
+from search_space import AMLFS, CombinedMargin, ModulatingFactor, Space, Unified
 from search_space.parts import ModulatingTarget
 from tests.lfs.test_controllers import drive
 from tests.lfs.toy import WIDE, make_random, make_reinforce
@@ -27,10 +28,12 @@ def tell_round(controller: RoundSearch, trials: Sequence[Trial], rewards: Sequen
 
 def short(batch: int = 4, horizon_epochs: int = 6) -> RoundSearch:
     space = ModulatingFactor(scale=32)
-    proposer = Reinforce(parameters=1, rounds=horizon_epochs - 2, start=1 / 3, sigma_start=0.2, sigma_end=0.08)
-    return RoundSearch(
-        space, proposer, batch=batch, warmup_epochs=2, warmup_unit=1 / 3, horizon_epochs=horizon_epochs, seed=7
-    )
+    proposer = Reinforce(start_of(space), rounds=horizon_epochs - 2, sigma_start=0.2, sigma_end=0.08)
+    return RoundSearch(space, proposer, batch=batch, warmup_epochs=2, horizon_epochs=horizon_epochs, seed=7)
+
+
+def gaussian(start: float, *, rounds: int = 5, parameters: int = 1) -> Reinforce:
+    return Reinforce(np.full(parameters, start), rounds=rounds, sigma_start=0.2, sigma_end=0.08)
 
 
 def u_of(trial: Trial) -> float:
@@ -77,8 +80,7 @@ def test_when_the_lone_warm_up_fails_the_copies_start_afresh() -> None:
 
 def test_a_warm_up_of_one_epoch_has_copies_alone() -> None:
     space = ModulatingFactor(scale=32)
-    proposer = Reinforce(parameters=1, rounds=2, start=1 / 3, sigma_start=0.2, sigma_end=0.08)
-    controller = RoundSearch(space, proposer, batch=4, warmup_epochs=1, warmup_unit=1 / 3, horizon_epochs=3, seed=7)
+    controller = RoundSearch(space, gaussian(0.5), batch=4, warmup_epochs=1, horizon_epochs=3, seed=7)
     assert [(trial.epochs, trial.parent) for trial in controller.ask(100)] == [(1, None)] * 4
 
 
@@ -94,15 +96,15 @@ def test_the_best_copy_starts_the_next_round() -> None:
 
 
 def test_samples_are_antithetic_pairs_about_mu() -> None:
-    proposer = Reinforce(parameters=3, rounds=4, start=0.4, sigma_start=0.2, sigma_end=0.08)
-    units = proposer.propose(np.random.default_rng(0), 4)
+    proposer = gaussian(0.4, parameters=3)
+    units = proposer.draw(np.random.default_rng(0), 4)
     assert np.allclose(units[:2] + units[2:], 0.8)
     assert len(np.unique(units)) == units.size
 
 
 def test_mu_follows_the_reward_by_the_stated_step() -> None:
-    proposer = Reinforce(parameters=1, rounds=5, start=0.5, sigma_start=0.2, sigma_end=0.08)
-    proposed = proposer.propose(np.random.default_rng(0), 4)[:, 0]
+    proposer = gaussian(0.5)
+    proposed = proposer.draw(np.random.default_rng(0), 4)[:, 0]
     z = (proposed - 0.5) / 0.2
     rewards = np.array([0.9, 0.1, 0.3, 0.5])
     proposer.learn(rewards, noise=1e-6)
@@ -114,8 +116,8 @@ def test_mu_follows_the_reward_by_the_stated_step() -> None:
 def test_rewards_within_the_noise_move_mu_less() -> None:
     steps = []
     for noise in (1e-6, 0.4):
-        proposer = Reinforce(parameters=1, rounds=5, start=0.5, sigma_start=0.2, sigma_end=0.08)
-        proposer.propose(np.random.default_rng(0), 4)
+        proposer = gaussian(0.5)
+        proposer.draw(np.random.default_rng(0), 4)
         proposer.learn(np.array([0.51, 0.49, 0.50, 0.52]), noise=noise)
         steps.append(abs(proposer.summary(ModulatingFactor(scale=32))["mu/u"] - 0.3 * 32))
     assert steps[1] < steps[0] / 10
@@ -123,11 +125,11 @@ def test_rewards_within_the_noise_move_mu_less() -> None:
 
 def test_sigma_falls_geometrically_to_its_end() -> None:
     space = ModulatingFactor(scale=32)
-    proposer = Reinforce(parameters=1, rounds=5, start=0.5, sigma_start=0.2, sigma_end=0.08)
+    proposer = gaussian(0.5)
     sigmas = []
     for round_ in range(5):
         sigmas.append(proposer.summary(space)["sigma"])
-        proposer.propose(np.random.default_rng(round_), 4)
+        proposer.draw(np.random.default_rng(round_), 4)
         proposer.learn(np.zeros(4), noise=0.1)
     assert sigmas[0] == pytest.approx(0.2)
     assert sigmas[-1] == pytest.approx(0.08)
@@ -139,9 +141,9 @@ def test_converges_on_a_noisy_quadratic() -> None:
     errors = []
     for seed in range(40):
         rng = np.random.default_rng([99, seed])
-        proposer = Reinforce(parameters=1, rounds=20, start=1 / 3, sigma_start=0.2, sigma_end=0.08)
+        proposer = gaussian(1 / 3, rounds=20)
         for _ in range(20):
-            units = np.clip(proposer.propose(rng, 8), 0, 1)[:, 0]
+            units = np.clip(proposer.draw(rng, 8), 0, 1)[:, 0]
             rewards = 1 - ((units - 0.6) / 0.6) ** 2 + rng.normal(0, 0.2, 8)
             proposer.learn(rewards, noise=0.2)
         final = proposer.constant(ModulatingFactor(scale=32))
@@ -181,6 +183,36 @@ def test_reinforce_recommends_the_mean_of_its_last_mu_and_random_nothing() -> No
     drawing = make_random()
     drive(drawing, 2, random.Random(0))
     assert drawing.constant() is None
+
+
+@pytest.mark.parametrize("space", [AMLFS(), CombinedMargin(), Unified()])
+def test_the_warm_up_trains_where_the_space_starts(space: Space) -> None:
+    controller = RoundSearch(space, RandomRounds(), batch=2, warmup_epochs=2, horizon_epochs=3, seed=0)
+    (alone,) = controller.ask(100)
+    assert alone.schedule.final == space.decode(space.start)
+
+
+def test_reinforce_begins_where_the_space_starts_and_steps_in_its_units() -> None:
+    space = AMLFS()
+    proposer = Reinforce(start_of(space), rounds=5, sigma_start=0.2, sigma_end=0.08)
+    summary = proposer.summary(space)
+    assert {name: summary[f"mu/{name}"] for name in space.domains} == pytest.approx(space.start, abs=1e-12)
+    half = proposer.draw(np.random.default_rng(0), 4)[0]
+    spec = proposer.propose(space, np.random.default_rng(0), 4)[0]
+    assert space.encode(spec) == pytest.approx(
+        {name: domain.from_unit(unit) for (name, domain), unit in zip(space.domains.items(), half, strict=True)}
+    )
+
+
+def test_reinforce_needs_a_space_of_intervals() -> None:
+    with pytest.raises(ValueError, match="a space of intervals alone is needed, but Unified has choices"):
+        start_of(Unified())
+
+
+def test_random_rounds_draw_from_the_whole_of_a_conditional_space() -> None:
+    drawn = RandomRounds().propose(Unified(), np.random.default_rng(0), 100)
+    assert len({spec.digest() for spec in drawn}) == 100
+    assert len({spec.target.kind for spec in drawn}) > 5
 
 
 def test_decode_clips_into_the_space() -> None:

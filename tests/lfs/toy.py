@@ -6,13 +6,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lfs.budget import Budget, Budgeted, Clock
+from lfs.candidates import Halving, Independent, hyperband
 from lfs.checkpoints import Checkpoint
 from lfs.controller import Controller, WithBaselines
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import Started
-from lfs.rounds import Proposer, RandomRounds, Reinforce, RoundSearch
+from lfs.optuna_sampler import Kind, OptunaSampler
+from lfs.population import PopulationTraining
+from lfs.proposers import Proposer, RandomRounds, Reinforce, Released, start_of
+from lfs.rounds import RoundSearch
+from lfs.samplers import UniformSampler
 from lfs.trial import Trial
-from search_space import CombinedMargin, LossSchedule, ModulatingFactor, Space, catalog
+from search_space import CombinedMargin, LossSchedule, ModulatingFactor, Space, Unified, catalog
+from search_space.trajectories import Trajectories
 from trainers.outcome import Outcome
 
 HORIZON_EPOCHS = 5
@@ -58,23 +65,21 @@ def started(**changes: object) -> Started:
     return Started.model_validate(content | changes)
 
 
-def rounds(proposer: Callable[[int], Proposer], space: Space, *, batch: int = 4, seed: int = 0) -> RoundSearch:
+def rounds(proposer: Callable[[Space], Proposer], space: Space, *, batch: int = 4, seed: int = 0) -> RoundSearch:
     """A short search in rounds."""
     return RoundSearch(
         space,
-        proposer(len(space.domains)),
+        proposer(space),
         batch=batch,
         warmup_epochs=WARMUP_EPOCHS,
-        warmup_unit=1 / 3,
         horizon_epochs=HORIZON_EPOCHS,
         seed=seed,
     )
 
 
-def reinforce_proposer(parameters: int) -> Reinforce:
+def reinforce_proposer(space: Space) -> Reinforce:
     """Search-Softmax's proposer for the short search."""
-    rounds_ = HORIZON_EPOCHS - WARMUP_EPOCHS
-    return Reinforce(parameters=parameters, rounds=rounds_, start=1 / 3, sigma_start=0.2, sigma_end=0.08)
+    return Reinforce(start_of(space), rounds=HORIZON_EPOCHS - WARMUP_EPOCHS, sigma_start=0.2, sigma_end=0.08)
 
 
 def make_reinforce(seed: int = 0) -> Controller:
@@ -86,7 +91,11 @@ def make_modulating(seed: int = 0) -> Controller:
 
 
 def make_random(seed: int = 0) -> Controller:
-    return rounds(lambda parameters: RandomRounds(parameters=parameters), WIDE, seed=seed)
+    return rounds(lambda _: RandomRounds(), WIDE, seed=seed)
+
+
+def make_unified(seed: int = 0) -> Controller:
+    return rounds(lambda _: RandomRounds(), Unified(), seed=seed)
 
 
 def make_fixed_list(seed: int = 0) -> Controller:
@@ -102,10 +111,85 @@ def make_with_baselines(seed: int = 0) -> Controller:
     return WithBaselines(make_reinforce(seed), make_fixed_list(seed))
 
 
+def make_released(seed: int = 0) -> Controller:
+    return rounds(lambda _: Released(), ModulatingFactor(), seed=seed)
+
+
+def make_learned_sigma(seed: int = 0) -> Controller:
+    def proposer(space: Space) -> Reinforce:
+        return Reinforce(
+            start_of(space),
+            rounds=HORIZON_EPOCHS - WARMUP_EPOCHS,
+            sigma_start=0.2,
+            sigma_end=0.08,
+            sigma="learned",
+            optimizer="adam",
+            baseline="moving",
+        )
+
+    return rounds(proposer, WIDE, seed=seed)
+
+
+def trajectories(space: Space = WIDE, knots: int = 1) -> Trajectories:
+    return Trajectories(space, knots=knots, epochs=HORIZON_EPOCHS)
+
+
+def make_uniform(seed: int = 0) -> Controller:
+    sampler = UniformSampler(trajectories(Unified()), seed=seed)
+    return Independent(sampler, trials=8, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
+def make_tpe_trajectories(seed: int = 0) -> Controller:
+    sampler = OptunaSampler(trajectories(knots=2), kind="tpe", seed=seed, startup=3)
+    return Independent(sampler, trials=8, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
+def make_optuna(kind: Kind, space: Space) -> Callable[[int], Controller]:
+    def make(seed: int = 0) -> Controller:
+        sampler = OptunaSampler(trajectories(space), kind=kind, seed=seed, startup=3, population=4)
+        return Independent(sampler, trials=12, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+    return make
+
+
+def make_halving(seed: int = 0) -> Controller:
+    sampler = UniformSampler(trajectories(), seed=seed)
+    return Halving(sampler, brackets=[(1, 16)], eta=2, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
+def make_hyperband(seed: int = 0) -> Controller:
+    sampler = OptunaSampler(trajectories(), kind="tpe", seed=seed, startup=3)
+    brackets = hyperband(16, horizon_epochs=HORIZON_EPOCHS, min_epochs=1, eta=2)
+    return Halving(sampler, brackets=brackets, eta=2, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
+def make_population(seed: int = 0) -> Controller:
+    return PopulationTraining(Unified(), members=6, step_epochs=2, share=0.34, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
+def make_budgeted(seed: int = 0) -> Controller:
+    budget = Budget(trials=1000, epochs=1000, images=10**9, seconds=1.0, reward=2.0)
+    return Budgeted(make_population(seed), budget, Clock())
+
+
 CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "reinforce": make_reinforce,
     "modulating": make_modulating,
     "random": make_random,
+    "unified": make_unified,
     "fixed_list": make_fixed_list,
     "with_baselines": make_with_baselines,
+    "released": make_released,
+    "learned_sigma": make_learned_sigma,
+    "uniform": make_uniform,
+    "tpe": make_optuna("tpe", Unified()),
+    "tpe_trajectories": make_tpe_trajectories,
+    "cmaes": make_optuna("cmaes", WIDE),
+    "gp": make_optuna("gp", WIDE),
+    "qmc": make_optuna("qmc", WIDE),
+    "nsga2": make_optuna("nsga2", Unified()),
+    "halving": make_halving,
+    "hyperband": make_hyperband,
+    "population": make_population,
+    "budgeted": make_budgeted,
 }

@@ -1,0 +1,179 @@
+"""From a configuration to its controller: which method searches, beside which baselines, and how much it will train."""
+
+from collections.abc import Sequence
+
+from lfs.budget import Budgeted, Clock
+from lfs.candidates import Halving, Independent, hyperband, rungs_from
+from lfs.config import (
+    FixedListConfig,
+    NamedLoss,
+    PopulationConfig,
+    RandomConfig,
+    ReinforceConfig,
+    ReleasedConfig,
+    RunConfig,
+    SamplerConfig,
+)
+from lfs.config_file import ConfigError
+from lfs.controller import Controller, WithBaselines
+from lfs.fixed_list import FixedList, NamedSchedule
+from lfs.optuna_sampler import OptunaSampler
+from lfs.population import PopulationTraining
+from lfs.proposers import Proposer, RandomRounds, Reinforce, Released, start_of
+from lfs.rounds import RoundSearch
+from lfs.samplers import Sampler, UniformSampler
+from lfs.trial import Role
+from search_space.schedule import LossSchedule
+from search_space.trajectories import Trajectories
+from trainers.recipe import Recipe
+
+RoundsConfig = ReinforceConfig | ReleasedConfig | RandomConfig
+
+
+def make_controller(config: RunConfig, recipe: Recipe, clock: Clock) -> Controller:
+    """The searching controller, under its budget, with the baselines beside it.
+
+    Raises `ConfigError` when method and recipe do not fit.
+    """
+    baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
+    try:
+        return WithBaselines(Budgeted(_make_search(config, recipe), config.budget, clock), baselines)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Role) -> FixedList:
+    items = [
+        NamedSchedule(
+            name=loss.title,
+            schedule=LossSchedule.constant(loss.spec()),
+            epochs=Recipe.model_validate({**recipe.model_dump(), **loss.recipe}).horizon_epochs,
+            recipe=loss.recipe,
+        )
+        for loss in losses
+    ]
+    return FixedList(items, seed=seed, role=role)
+
+
+def _make_search(config: RunConfig, recipe: Recipe) -> Controller:
+    search, horizon_epochs, seed = config.search, recipe.horizon_epochs, config.seed
+    if isinstance(search, FixedListConfig):
+        return _fixed_list(search.losses, recipe, seed, "search")
+    if isinstance(search, PopulationConfig):
+        return PopulationTraining(
+            config.space,
+            members=search.members,
+            step_epochs=search.step_epochs,
+            share=search.share,
+            horizon_epochs=horizon_epochs,
+            seed=seed,
+        )
+    if isinstance(search, SamplerConfig):
+        return _make_candidates(config, search, recipe)
+    return RoundSearch(
+        config.space,
+        _proposer(config, search, recipe),
+        batch=search.batch,
+        warmup_epochs=search.warmup_epochs,
+        horizon_epochs=horizon_epochs,
+        seed=seed,
+        broadcast_momentum=search.broadcast_momentum,
+    )
+
+
+def _proposer(config: RunConfig, search: RoundsConfig, recipe: Recipe) -> Proposer:
+    if isinstance(search, RandomConfig):
+        return RandomRounds()
+    if isinstance(search, ReleasedConfig):
+        return Released()
+    return Reinforce(
+        start_of(config.space),
+        rounds=max(1, recipe.horizon_epochs - search.warmup_epochs),
+        sigma_start=search.sigma_start,
+        sigma_end=search.sigma_end,
+        sigma=search.sigma,
+        optimizer=search.optimizer,
+        baseline=search.baseline,
+        rate=search.rate,
+    )
+
+
+def _make_candidates(config: RunConfig, search: SamplerConfig, recipe: Recipe) -> Controller:
+    sampler, horizon_epochs = _sampler(config, search, recipe), recipe.horizon_epochs
+    if search.fidelity == "full":
+        return Independent(sampler, trials=search.candidates, horizon_epochs=horizon_epochs, seed=config.seed)
+    if not search.min_epochs < horizon_epochs:
+        raise ValueError(
+            f"search.min_epochs must be below recipe.horizon_epochs = {horizon_epochs}, but got {search.min_epochs}"
+        )
+    brackets = _brackets(search, recipe)
+    return Halving(sampler, brackets=brackets, eta=search.eta, horizon_epochs=horizon_epochs, seed=config.seed)
+
+
+def _brackets(search: SamplerConfig, recipe: Recipe) -> list[tuple[int, int]]:
+    """(First rung's epochs, candidates) of each bracket."""
+    if search.fidelity == "halving":
+        return [(search.min_epochs, search.candidates)]
+    horizon_epochs = recipe.horizon_epochs
+    return hyperband(search.candidates, horizon_epochs=horizon_epochs, min_epochs=search.min_epochs, eta=search.eta)
+
+
+def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe) -> Sampler:
+    candidates = Trajectories(config.space, knots=search.knots, epochs=recipe.horizon_epochs)
+    if search.sampler == "random":
+        return UniformSampler(candidates, seed=config.seed)
+    workers = config.executor.workers or 1
+    if search.sampler == "cmaes" and workers > search.cmaes_population:
+        raise ValueError(
+            f"search.population of CMA-ES must be at least the number of workers, {workers}, or those beyond it would "
+            f"draw at random, but got {search.cmaes_population}"
+        )
+    return OptunaSampler(
+        candidates,
+        kind=search.sampler,
+        seed=config.seed,
+        startup=search.startup,
+        population=search.cmaes_population if search.sampler == "cmaes" else search.population,
+        objectives=search.objectives,
+    )
+
+
+def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
+    """How many epochs a search trains over all its trials, for the time left; a lower bound under halving."""
+    search, horizon_epochs = config.search, recipe.horizon_epochs
+    baselines = len(config.all_baselines()) * horizon_epochs
+    if isinstance(search, FixedListConfig):
+        return baselines + len(search.losses) * horizon_epochs
+    if isinstance(search, PopulationConfig):
+        return baselines + search.members * horizon_epochs
+    if isinstance(search, SamplerConfig):
+        if search.fidelity == "full":
+            return baselines + search.candidates * horizon_epochs
+        return baselines + sum(
+            _bracket_epochs(first, size, search.eta, horizon_epochs) for first, size in _brackets(search, recipe)
+        )
+    alone = search.warmup_epochs - 1
+    return baselines + alone + search.batch * (horizon_epochs - alone)
+
+
+def _bracket_epochs(first: int, size: int, eta: int, horizon_epochs: int) -> int:
+    """The epochs of a bracket in which one in η is promoted at each rung."""
+    total, before = 0, 0
+    for epochs in rungs_from(first, horizon_epochs, eta):
+        total += size * (epochs - before)
+        size, before = size // eta, epochs
+    return total
+
+
+def most_at_once(config: RunConfig) -> int:
+    """How many trials a search can keep busy: a round, a population or the whole list, and all baselines beside it."""
+    search = config.search
+    if isinstance(search, FixedListConfig):
+        searching = len(search.losses)
+    elif isinstance(search, PopulationConfig):
+        searching = search.members
+    elif isinstance(search, SamplerConfig):
+        searching = search.cmaes_population if search.sampler == "cmaes" else search.candidates
+    else:
+        searching = search.batch
+    return searching + len(config.all_baselines())

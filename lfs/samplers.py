@@ -1,0 +1,101 @@
+"""Samplers: where candidates come from, for controllers that train each candidate on its own.
+
+A sampler proposes a schedule for a candidate's number and later learns how it did. It is a deterministic function of
+its seed and of the order of calls, so that replaying a journal gives the same proposals.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from pydantic import field_validator
+
+from search_space.domains import Parameter, Values
+from search_space.frozen import FrozenModel
+from search_space.schedule import LossSchedule
+from search_space.trajectories import Trajectories
+from trainers.outcome import Outcome
+
+INTERVALS_ONLY: Mapping[str, str] = {
+    "cmaes": "adapts a covariance over intervals",
+    "gp": "fits a Gaussian process over intervals",
+}
+"""Samplers that refuse choices, and why."""
+
+_METRIC = re.compile(r"reward|seconds|images|(reward|choice|val)/(tar_at_far_1e-[1-4]|eer|auc|rank1)")
+
+
+class Objective(FrozenModel):
+    """One thing to optimise: `reward`, `seconds`, `images`, or a score among `Outcome.metrics`, as `val/eer`."""
+
+    metric: str = "reward"
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if not _METRIC.fullmatch(metric):
+            raise ValueError("must be reward, seconds, images, or a score such as val/eer or reward/tar_at_far_1e-3")
+        return metric
+
+    def of(self, outcome: Outcome) -> float:
+        """The value in an outcome without an error."""
+        known = {"seconds": outcome.seconds, "images": float(outcome.images), "reward": outcome.reward or 0.0}
+        return known[self.metric] if self.metric in known else outcome.metrics[self.metric]
+
+
+REWARD = Objective()
+
+
+class Sampler(Protocol):
+    """Proposes candidates and learns from their outcomes."""
+
+    def propose(self, number: int) -> LossSchedule:
+        """The candidate of this number; each number is asked for once."""
+
+    def learn(self, number: int, outcome: Outcome) -> None:
+        """How that candidate did; failed ones are told too."""
+
+    def summary(self) -> Mapping[str, float]:
+        """Its state, as far as it can be plotted."""
+
+
+class UniformSampler:
+    """Independent uniform draws: the control that every other sampler has to beat."""
+
+    def __init__(self, candidates: Trajectories, *, seed: int) -> None:
+        self._candidates, self._seed = candidates, seed
+
+    def propose(self, number: int) -> LossSchedule:
+        """A draw that depends on the seed and the number alone."""
+        rng = np.random.default_rng([self._seed, number])
+        return self._candidates.decode(drawn(self._candidates.parameters, rng))
+
+    def learn(self, number: int, outcome: Outcome) -> None:
+        """Nothing."""
+
+    def summary(self) -> Mapping[str, float]:
+        """No state."""
+        return {}
+
+
+def drawn(parameters: Mapping[str, Parameter], rng: np.random.Generator) -> Values:
+    """Uniform values for the active parameters (log-uniform on log domains)."""
+    values: dict[str, float | str] = {}
+    for name, parameter in parameters.items():
+        if parameter.active(values):
+            values[name] = parameter.draw(rng)
+    return values
+
+
+def pareto_front(points: Mapping[int, Sequence[float]], objectives: Sequence[Objective]) -> list[int]:
+    """The numbers of the points that no other point beats in one objective without losing in another, rising."""
+    signs = np.array([1.0 if each.direction == "maximize" else -1.0 for each in objectives])
+    numbers = sorted(points)
+    values_PK = np.array([points[number] for number in numbers], dtype=float).reshape(len(numbers), -1) * signs
+    return [
+        number
+        for number, value_K in zip(numbers, values_PK, strict=True)
+        if not ((values_PK >= value_K).all(1) & (values_PK > value_K).any(1)).any()
+    ]
