@@ -104,7 +104,8 @@ class SamplerConfig(FrozenModel):
     """Candidates from a sampler, each trained on its own: for the whole horizon, or by successive halving."""
 
     method: Literal["sampler"] = "sampler"
-    sampler: Literal["random", "tpe", "cmaes", "gp", "qmc", "nsga2"] = "tpe"
+    sampler: Literal["random", "tpe", "cmaes", "gp", "qmc", "nsga2", "evolution"] = "tpe"
+    """`evolution` writes its losses as formulas and does not look at the space."""
     candidates: Annotated[int, Field(ge=1, le=1_000_000)] = 27
     """How many losses are tried; under `hyperband`, in its first bracket."""
     knots: Annotated[int, Field(ge=1, le=100)] = 1
@@ -117,7 +118,13 @@ class SamplerConfig(FrozenModel):
     startup: Annotated[int, Field(ge=1)] = 10
     """Random candidates before TPE and GP begin to model."""
     population: Annotated[int, Field(ge=2, le=10_000)] | None = None
-    """Of CMA-ES (at least the number of workers; None: 8) and NSGA-II (None: 20)."""
+    """Of CMA-ES (at least the number of workers; None: 8), NSGA-II and evolution (None: 20)."""
+    tournament: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Of evolution: the best of so many is changed."""
+    crossover: Annotated[Real, Field(ge=0, le=1)] = 0.2
+    """Of evolution: how often a candidate takes a part from a second parent."""
+    seeds: Literal["catalog", "scratch"] = "catalog"
+    """Of evolution: whether the first population is known losses or random formulas."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=4)] = (Objective(),)
     """What is optimised; several of them under `nsga2` or `tpe`."""
 
@@ -125,6 +132,14 @@ class SamplerConfig(FrozenModel):
     def cmaes_population(self) -> int:
         """Candidates of a generation of CMA-ES."""
         return self.population or 8
+
+    @model_validator(mode="after")
+    def _tournament_fits(self) -> Self:
+        if self.sampler == "evolution" and self.tournament > (self.population or 20):
+            raise ValueError(
+                f"tournament must be at most the population, {self.population or 20}, but got {self.tournament}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_objectives(self) -> Self:
@@ -252,7 +267,7 @@ class RunConfig(FrozenModel):
                 f"search.sampler = '{search.sampler}' {INTERVALS_ONLY[search.sampler]}, but space.kind = '{kind}' "
                 "has choices; use search.sampler = 'tpe' or another space.kind"
             )
-        if isinstance(search, SamplerConfig) and search.knots > 1:
+        if isinstance(search, SamplerConfig) and search.knots > 1 and search.sampler != "evolution":
             raise ValueError(
                 f"search.knots = {search.knots} moves parameters over training, which needs intervals alone, but "
                 f"space.kind = '{kind}' has choices; use search.knots = 1 or another space.kind"

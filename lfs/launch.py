@@ -11,6 +11,7 @@ from lfs.budget import Budget, Clock
 from lfs.checkpoints import CheckpointStore
 from lfs.config import RunConfig
 from lfs.config_file import ConfigError, overridden
+from lfs.controller import Controller
 from lfs.executor import Executor, SerialExecutor
 from lfs.journal import (
     FILE_NAME,
@@ -115,13 +116,13 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
     planned = _plan(overridden(started.config, overrides), run_dir, started)
-    clock = Clock()
-    past = replay(make_controller(planned.config, planned.recipe, clock), events, clock)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
             f"the data has changed since the search began: its digest was {started.data['digest']} and is "
             f"{planned.task.digest}; put the old data back or start a new search"
         )
+    clock = Clock()
+    past = replay(controller_of(planned.config, planned.task, planned.recipe, clock), events, clock)
     return replace(planned, finished=past.finished is not None)
 
 
@@ -150,7 +151,7 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
-    make_controller(config, recipe, Clock())
+    controller_of(config, task, recipe, Clock())
     epochs = planned_epochs(config, recipe)
     return Plan(
         run_dir=run_dir,
@@ -161,6 +162,11 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
         at_once=most_at_once(config),
         started=started,
     )
+
+
+def controller_of(config: RunConfig, task: Task, recipe: Recipe, clock: Clock) -> Controller:
+    """The controller of a search on this task. Raises `ConfigError` when method and recipe do not fit."""
+    return make_controller(config, recipe, clock, class_counts=task.train.class_counts())
 
 
 def run(planned: Plan, *, on_event: OnEvent) -> Finished:
@@ -182,7 +188,7 @@ def run(planned: Plan, *, on_event: OnEvent) -> Finished:
             on_event(opening)
             clock = Clock()
             return search(
-                make_controller(planned.config, planned.recipe, clock),
+                controller_of(planned.config, planned.task, planned.recipe, clock),
                 executor,
                 journal,
                 CheckpointStore(planned.run_dir / "checkpoints"),

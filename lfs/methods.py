@@ -24,6 +24,7 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "asha": _sampled("random", fidelity="halving"),
     "hyperband": _sampled("random", fidelity="hyperband"),
     "bohb": _sampled("tpe", fidelity="hyperband"),
+    "evolution": _sampled("evolution", candidates=60),
     "pbt": {"search": {"method": "population"}},
 }
 """Tables of a config by the name of a method."""

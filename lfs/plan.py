@@ -30,14 +30,15 @@ from trainers.recipe import Recipe
 RoundsConfig = ReinforceConfig | ReleasedConfig | RandomConfig
 
 
-def make_controller(config: RunConfig, recipe: Recipe, clock: Clock) -> Controller:
+def make_controller(config: RunConfig, recipe: Recipe, clock: Clock, *, class_counts: Sequence[int]) -> Controller:
     """The searching controller, under its budget, with the baselines beside it.
 
+    `class_counts` gives the training images of each class, for methods that look at candidates before they ask.
     Raises `ConfigError` when method and recipe do not fit.
     """
     baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
     try:
-        return WithBaselines(Budgeted(_make_search(config, recipe), config.budget, clock), baselines)
+        return WithBaselines(Budgeted(_make_search(config, recipe, class_counts), config.budget, clock), baselines)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -55,7 +56,7 @@ def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Ro
     return FixedList(items, seed=seed, role=role)
 
 
-def _make_search(config: RunConfig, recipe: Recipe) -> Controller:
+def _make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) -> Controller:
     search, horizon_epochs, seed = config.search, recipe.horizon_epochs, config.seed
     if isinstance(search, FixedListConfig):
         return _fixed_list(search.losses, recipe, seed, "search")
@@ -69,7 +70,7 @@ def _make_search(config: RunConfig, recipe: Recipe) -> Controller:
             seed=seed,
         )
     if isinstance(search, SamplerConfig):
-        return _make_candidates(config, search, recipe)
+        return _make_candidates(config, search, recipe, class_counts)
     return RoundSearch(
         config.space,
         _proposer(config, search, recipe),
@@ -98,8 +99,10 @@ def _proposer(config: RunConfig, search: RoundsConfig, recipe: Recipe) -> Propos
     )
 
 
-def _make_candidates(config: RunConfig, search: SamplerConfig, recipe: Recipe) -> Controller:
-    sampler, horizon_epochs = _sampler(config, search, recipe), recipe.horizon_epochs
+def _make_candidates(
+    config: RunConfig, search: SamplerConfig, recipe: Recipe, class_counts: Sequence[int]
+) -> Controller:
+    sampler, horizon_epochs = _sampler(config, search, recipe, class_counts), recipe.horizon_epochs
     if search.fidelity == "full":
         return Independent(sampler, trials=search.candidates, horizon_epochs=horizon_epochs, seed=config.seed)
     if not search.min_epochs < horizon_epochs:
@@ -118,7 +121,18 @@ def _brackets(search: SamplerConfig, recipe: Recipe) -> list[tuple[int, int]]:
     return hyperband(search.candidates, horizon_epochs=horizon_epochs, min_epochs=search.min_epochs, eta=search.eta)
 
 
-def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe) -> Sampler:
+def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe, class_counts: Sequence[int]) -> Sampler:
+    if search.sampler == "evolution":
+        from lfs.evolution import Evolution  # PyTorch takes a second to import
+
+        return Evolution(
+            class_counts=class_counts,
+            seed=config.seed,
+            population=search.population or 20,
+            tournament=search.tournament,
+            crossover=search.crossover,
+            seeds=search.seeds,
+        )
     candidates = Trajectories(config.space, knots=search.knots, epochs=recipe.horizon_epochs)
     if search.sampler == "random":
         return UniformSampler(candidates, seed=config.seed)

@@ -7,8 +7,6 @@ shows is the matter of `search_space.preflight`; here it is held against the tri
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 
-import numpy as np
-
 from lfs.journal import Examined
 from lfs.trial import Trial
 from search_space.preflight import Examination, examine
@@ -40,7 +38,7 @@ class Preflight:
     @classmethod
     def of(cls, task: Task) -> "Preflight":
         """The filter of a search on a task."""
-        return cls(np.bincount(task.train.labels, minlength=task.train.classes).tolist())
+        return cls(task.train.class_counts())
 
     def remember(self, trial: Trial, verdict: Examined | None) -> None:
         """Take in a trial with the verdict that it got."""

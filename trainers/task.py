@@ -23,6 +23,11 @@ class LabelledImages:
         """How many classes there are."""
         return int(self.labels.max()) + 1 if len(self.labels) else 0
 
+    def class_counts(self) -> list[int]:
+        """The images of each class."""
+        counts: list[int] = np.bincount(self.labels, minlength=self.classes).tolist()
+        return counts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

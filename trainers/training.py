@@ -108,7 +108,7 @@ def _new_learner(
     return Learner(
         spec,
         image_shape=(channels, height, width),
-        class_counts=np.bincount(task.train.labels, minlength=task.train.classes).tolist(),
+        class_counts=task.train.class_counts(),
         recipe=recipe,
         numerics=numerics,
         generator=_generator(seed, _WEIGHTS),

@@ -27,7 +27,7 @@ def run(folder: Path, runner: TrainingRunner) -> list[Event]:
     with Journal(folder) as journal:
         journal.append(Resumed(versions={}) if len(journal) else started())
         search(
-            make_controller(CONFIG, RECIPE, Clock()),
+            make_controller(CONFIG, RECIPE, Clock(), class_counts=[3] * 5),
             SerialExecutor(runner),
             journal,
             CheckpointStore(folder / "checkpoints"),

@@ -44,7 +44,7 @@ def test_a_search_crosses_the_structures_of_the_unified_space(few_glyphs: Task, 
     with Journal(tmp_path) as journal:
         journal.append(started())
         finished = search(
-            make_controller(CONFIG, RECIPE, Clock()),
+            make_controller(CONFIG, RECIPE, Clock(), class_counts=[3] * 5),
             SerialExecutor(TrainingRunner(few_glyphs, RECIPE, Numerics())),
             journal,
             CheckpointStore(tmp_path / "checkpoints"),

@@ -10,6 +10,7 @@ from lfs.budget import Budget, Budgeted, Clock
 from lfs.candidates import Halving, Independent, hyperband
 from lfs.checkpoints import Checkpoint
 from lfs.controller import Controller, WithBaselines
+from lfs.evolution import Evolution
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import Started
 from lfs.optuna_sampler import Kind, OptunaSampler
@@ -163,6 +164,11 @@ def make_hyperband(seed: int = 0) -> Controller:
     return Halving(sampler, brackets=brackets, eta=2, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
 
+def make_evolution(seed: int = 0) -> Controller:
+    sampler = Evolution(class_counts=[5, 7, 9], seed=seed, population=6, tournament=3)
+    return Independent(sampler, trials=12, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+
+
 def make_population(seed: int = 0) -> Controller:
     return PopulationTraining(Unified(), members=6, step_epochs=2, share=0.34, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
@@ -188,6 +194,7 @@ CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "gp": make_optuna("gp", WIDE),
     "qmc": make_optuna("qmc", WIDE),
     "nsga2": make_optuna("nsga2", Unified()),
+    "evolution": make_evolution,
     "halving": make_halving,
     "hyperband": make_hyperband,
     "population": make_population,

@@ -32,6 +32,10 @@ def test_a_batch_larger_than_the_sample_is_refused() -> None:
     assert str(raised.value) == "sample_rate leaves 5 of 20 classes, too few for a batch of 6; raise it"
 
 
+def tracked_scale(head: MarginHead) -> float:
+    return float(head.state_dict()["loss.scale.value"])
+
+
 def sampled_head(spec: LossSpec, classes: int, rate: float, counts: list[int] | None = None) -> MarginHead:
     torch.manual_seed(0)
     return MarginHead(spec, classes, DIM, class_counts=counts, sample_rate=rate, generator=generator())

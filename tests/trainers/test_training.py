@@ -115,7 +115,7 @@ def test_every_named_loss_lowers_its_own_loss(name: str, toy_task: Task) -> None
 
 
 def test_random_margins_depend_on_the_seed_and_the_epoch_alone(toy_task: Task) -> None:
-    """Under a rate of almost 0 the weights stay, so that a change of the loss comes from the margins and the batches."""
+    """Under a rate of almost 0 the weights stay: a change of the loss comes from the margins and the batches."""
     elastic, constant = (
         _train(loss, toy_task, recipe=FROZEN)[0].history
         for loss in (catalog.elasticface_cos(std=0.2, scale=16), catalog.cosface(scale=16))
