@@ -5,6 +5,7 @@ al., MLSys 2020) and, with several brackets, Hyperband (Li et al., JMLR 2018): a
 trial with the same weights, optimiser and order of the data, so that no epoch is trained twice.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count as count_from
@@ -56,6 +57,7 @@ class _Rung:
     epochs: int
     rewards: dict[int, float] = field(default_factory=dict)
     """Reward by candidate, in the order of the tells; failed ones are left out."""
+    asked: int = 0
     told: int = 0
     lost: int = 0
     """Promoted candidates that failed on the way to the next rung: others take their places."""
@@ -89,15 +91,13 @@ class _Bracket:
         return None
 
     def may_promote(self) -> Iterator[tuple[int, int]]:
-        """(candidate, rung where it stands) of all that a promotion may still reach.
-
-        `most` bounds how many candidates a rung will ever see: those promoted too early to stay in its top, and a top.
-        """
-        most = self.size
+        """(candidate, rung where it stands) of all that a promotion may still reach."""
+        to_come = self.size - len(self.candidates)
         for level, rung in enumerate(self.rungs[:-1]):
-            top = most // self.eta + rung.lost
-            yield from ((candidate, level) for candidate in rung.ranked()[:top] if candidate not in rung.promoted)
-            most = len(rung.promoted) + top
+            top = rung.ranked()[: (rung.asked + to_come) // self.eta + rung.lost]
+            waiting = [candidate for candidate in top if candidate not in rung.promoted]
+            yield from ((candidate, level) for candidate in waiting)
+            to_come = min(to_come + len(waiting) + rung.asked - rung.told, self.size)
 
 
 class Halving:
@@ -174,6 +174,7 @@ class Halving:
         return self._placed(trial, bracket, candidate, level)
 
     def _placed(self, trial: Trial, bracket: _Bracket, candidate: int, level: int) -> Trial:
+        bracket.rungs[level].asked += 1
         self._place[trial.number] = bracket, candidate, level
         self._trial[candidate, level] = trial
         return trial
@@ -222,8 +223,12 @@ def rungs_from(first: int, horizon_epochs: int, eta: int) -> list[int]:
 def hyperband(candidates: int, *, horizon_epochs: int, min_epochs: int, eta: int) -> list[tuple[int, int]]:
     """Hyperband's brackets: each begins one rung higher than the last, with as many candidates as cost about the same.
 
-    `candidates` is the size of the first, the most aggressive one.
+    `candidates` is the size of the first, the most aggressive one; bracket k has candidates·K/(K − k)·η^−k of K.
     """
     ladder = rungs_from(min_epochs, horizon_epochs, eta)
-    sizes = [max(eta ** (len(ladder) - 1 - skip), round(candidates / eta**skip)) for skip in range(len(ladder))]
+    brackets = len(ladder)
+    sizes = [
+        max(eta ** (brackets - 1 - k), math.ceil(candidates * brackets / (brackets - k) / eta**k))
+        for k in range(brackets)
+    ]
     return list(zip(ladder, sizes, strict=True))

@@ -284,7 +284,7 @@ def _refuse_kind(what: str, default: Value, value: Value) -> None:
     """A number where the default is one, a list of numbers where it is a list."""
     if isinstance(default, float | int) and not _is_number(value):
         raise ValueError(f"{what} must be a number, but got {value!r}")
-    if isinstance(default, tuple) and (isinstance(value, str | float | int) or not all(map(_is_number, value))):
+    if isinstance(default, tuple) and not (isinstance(value, list | tuple) and all(map(_is_number, value))):
         raise ValueError(f"{what} must be a list of numbers, but got {value!r}")
 
 

@@ -384,7 +384,7 @@ class SphereFace2(FrozenModel):
     kind: Literal["sphereface2"] = "sphereface2"
     variant: Literal["C", "A", "M"] = "C"
     m: Annotated[Real, Field(ge=0, le=4)] = 0.4
-    t: Annotated[Real, Field(gt=0, le=20)] = 3.0
+    t: Annotated[Real, Field(ge=1, le=20)] = 3.0
     alpha: Annotated[Real, Field(gt=0, lt=1)] = 0.7
 
     @model_validator(mode="after")

@@ -88,8 +88,8 @@ def _margin_misfits(spec: LossSpec) -> Iterator[str]:
     if isinstance(target, parts.LiArcTarget) and not given <= {"m2_rad"}:
         yield f"target map 'li_arc' takes m2_rad alone, but margin '{margin.kind}' gives {', '.join(sorted(given))}"
     if isinstance(target, parts.CombinedTarget):
-        if target.guard == "linear" and "m1" in given:
-            yield "guard 'linear' needs m1 = 1, but the margin has another m1; use 'monotone'"
+        if target.guard == "linear" and isinstance(margin, parts.ConstantMargin) and margin.m1 != 1:
+            yield f"guard 'linear' needs m1 = 1, but got m1={margin.m1:g}; use 'monotone'"
         if target.guard != "clip" and target.clip_rad:
             yield f"clip_rad belongs to guard 'clip', but got clip_rad={target.clip_rad:g} with guard '{target.guard}'"
         if target.guard == "none" and spec.gradient == "exact":

@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 
 _KEY = "lossearch"
+NETWORK = "network."
+"""How the names of the embedding network's tensors begin."""
 
 
 def pack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
@@ -35,3 +37,12 @@ def unpack(payload: npt.NDArray[np.uint8]) -> tuple[dict[str, torch.Tensor], dic
         return tensors, json.loads(header["__metadata__"][_KEY])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"not a checkpoint of this program ({len(data)} bytes): {error!r}") from None
+
+
+def network_only(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A checkpoint without class weights, loss and optimiser: enough for embeddings, not for going on.
+
+    Raises `ValueError` for an array that is no checkpoint.
+    """
+    tensors, meta = unpack(payload)
+    return pack({name: tensor for name, tensor in tensors.items() if name.startswith(NETWORK)}, meta)

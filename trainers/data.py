@@ -12,7 +12,7 @@ from pydantic import Field
 
 from search_space.frozen import FrozenModel
 from trainers import presets
-from trainers.glyphs import glyphs
+from trainers.glyphs import GlyphStyle, glyphs
 from trainers.image_cache import Colour, decode, decode_image
 from trainers.image_folder import DataError, ImageFolder, name_hash, open_image_folder
 from trainers.task import Kind, LabelledImages, Task
@@ -60,18 +60,31 @@ def load_task(config: DataConfig, *, cache_dir: Path) -> Task:
     return _task(decoded.folder.path.resolve().name.removesuffix(".zip"), decoded.kind, parts)
 
 
+def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
+    """How many images each test class has, in the order of `load_sealed_test`'s labels; no image is read.
+
+    Raises `DataError` when there is no test split that gives pairs.
+    """
+    if config.path is None:
+        style = GlyphStyle()
+        return {f"glyph{index:03d}": style.held_out_images_each for index in range(style.held_out_identities)}
+    folder = open_image_folder(config.path)
+    sizes = {name: len(folder.files[name]) for name in folder.classes("test")}
+    if len(sizes) < 2 or max(sizes.values()) < 2:
+        raise DataError(f"the test split of {config.path} needs two classes or more, one of them with two images")
+    return sizes
+
+
 def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
     """The test images of `config`, as large and as coloured as its task's: for `compare` alone.
 
     Raises `DataError` when there is no test split that gives pairs.
     """
+    classes = list(sealed_class_sizes(config))
     if config.path is None:
         return glyphs("test", seed=config.seed, image_size=config.image_size or presets.image_size("drawing"))
     decoded = _decode_task(config, config.path, cache_dir)
     folder, (_, channels, image_size, _) = decoded.folder, decoded.images.shape
-    classes = folder.classes("test")
-    if len(classes) < 2 or max(len(folder.files[name]) for name in classes) < 2:
-        raise DataError(f"the test split of {config.path} needs two classes or more, one of them with two images")
     colour: Colour = "grey" if channels == 1 else "rgb"
     names = _names(folder, classes)
     images_NCHW = decode(folder, names, image_size=image_size, colour=colour, cache_dir=cache_dir)

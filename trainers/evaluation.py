@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.checkpoint import unpack
+from trainers.checkpoint import NETWORK, unpack
 from trainers.learner import Learner
 from trainers.networks import build_network
 from trainers.numerics import applied, placed, run
@@ -110,9 +110,8 @@ def embeddings(
     place = torch.device(device)
     _, channels, height, width = images_NKHW.shape
     network = build_network(recipe, image_shape=(channels, height, width), generator=torch.Generator())
-    prefix = "network."
-    tensors = {name: tensor for name, tensor in unpack(checkpoint)[0].items() if name.startswith(prefix)}
-    network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    tensors = {name: tensor for name, tensor in unpack(checkpoint)[0].items() if name.startswith(NETWORK)}
+    network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()})
     embed = partial(run, placed(network.eval(), numerics, place), numerics=numerics)
     with applied(numerics), torch.no_grad():
         embeddings_ND: npt.NDArray[np.float32] = _in_batches(embed, on_device(images_NKHW, place)).numpy()

@@ -78,7 +78,7 @@ class Learner:
         self._model.loss.generator = generator
 
     def use(self, spec: LossSpec) -> None:
-        """Go on under another loss. Its state carries over where the structure is the same, else starts fresh."""
+        """Go on under another loss. What both track or learn carries over, the rest starts fresh."""
         if spec == self.spec:
             return
         held = {name: tensor.clone() for name, tensor in self.tensors().items()}
@@ -130,15 +130,14 @@ class Learner:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy what `tensors` gave, of this learner or another.
 
-        Under another loss structure the loss keeps its own state. Raises `ValueError` when the network or the class
-        weights differ in shape.
+        What the loss tracks or learns and the other did not stays as it is. Raises `ValueError` when the network or
+        the class weights differ in shape.
         """
         own = self._model.state_dict()
         given = without_optimizer(tensors)
-        _refuse_misfit(_shapes(own, loss=False), _shapes(given, loss=False))
-        if _shapes(own, loss=True) != _shapes(given, loss=True):
-            given = {name: (own if name.startswith(_LOSS) else given)[name] for name in own}
-        self._model.load_state_dict(given)
+        _refuse_misfit(_shapes(own), _shapes(given))
+        fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+        self._model.load_state_dict({**own, **fitting})
         for name, parameter in self._model.named_parameters():
             velocity = tensors.get(_VELOCITY + name)
             if velocity is not None and velocity.shape == parameter.shape:
@@ -159,9 +158,9 @@ def without_optimizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_VELOCITY)}
 
 
-def _shapes(tensors: Mapping[str, Tensor], *, loss: bool) -> dict[str, list[int]]:
-    """The shapes of the loss's tensors, or of all others."""
-    return {name: list(tensor.shape) for name, tensor in tensors.items() if name.startswith(_LOSS) == loss}
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The shapes of all tensors but the loss's."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items() if not name.startswith(_LOSS)}
 
 
 def _refuse_misfit(needed: Mapping[str, list[int]], given: Mapping[str, list[int]]) -> None:

@@ -41,3 +41,8 @@ class Outcome:
         ]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(f"an outcome holds finite numbers only, but got {self}")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed by itself, not the machine."""
+        return self.error is not None and self.error.startswith("diverged:")

@@ -162,6 +162,7 @@ def test_another_comparison_takes_other_seeds_and_says_that_the_test_was_opened_
     assert (run_dir / "compare.html").read_bytes() == (compared[0] / "compare.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_in_training_goes_on_to_the_same_table(
     compared: tuple[Path, Result], finished_search: tuple[Path, Result], tmp_path: Path
 ) -> None:

@@ -244,7 +244,7 @@ MISFITS: list[tuple[dict[str, object], str]] = [
     # Guards
     (
         {"target": CombinedTarget(guard="linear"), "margin": ConstantMargin(m1=1.5)},
-        "guard 'linear' needs m1 = 1, but the margin has another m1; use 'monotone'",
+        "guard 'linear' needs m1 = 1, but got m1=1.5; use 'monotone'",
     ),
     (
         {"target": CombinedTarget(clip_rad=0.01), "margin": MARGIN},
