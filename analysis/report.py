@@ -18,6 +18,7 @@ from analysis.loss_curves import curves
 from analysis.loss_plots import loss_figure, training_figure
 from analysis.losses import describe, reference_losses
 from analysis.page import Html, Section
+from analysis.pareto import objectives_of, pareto_figure, pareto_of
 from analysis.reproduce import reproduce_section
 from analysis.search_plots import compute_figure, controller_figure, entrants_figure, health_figure, history_figure
 from analysis.verdict import headline, headline_numbers, per_baseline, remarks
@@ -59,6 +60,7 @@ def report_html(events: Iterable[Event], *, journal_digest: str) -> str:
         history_section(view),
         controller_section(view),
         leaderboard_section(view),
+        *filter(None, [pareto_section(view)]),
         training_section(view),
         loss_section(view),
         compute_section(view),
@@ -201,6 +203,19 @@ def leaderboard_section(view: View) -> Section:
         ),
     )
     return Section(key="leaderboard", title="Leaderboard", pieces=pieces if len(view.board) else pieces[:1])
+
+
+def pareto_section(view: View) -> Section | None:
+    """Of a search for several objectives: the trials that no other trial beats. None for one objective."""
+    objectives = objectives_of(view.ledger)
+    if len(objectives) < 2:
+        return None
+    scored = pareto_of(view.ledger)
+    if scored.empty:
+        return Section(key="pareto", title="Pareto set", pieces=(page.paragraph("No trial has an outcome yet."),))
+    front = scored[scored["on_front"]].drop(columns="on_front").head(_MAX_ROWS)
+    pieces = page.figure(pareto_figure(scored, objectives)), page.table(front, caption="The Pareto set")
+    return Section(key="pareto", title="Pareto set", pieces=pieces)
 
 
 def _is_winner(row: object) -> bool:

@@ -5,7 +5,7 @@ its seed and of the order of calls, so that replaying a journal gives the same p
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -87,15 +87,3 @@ def drawn(parameters: Mapping[str, Parameter], rng: np.random.Generator) -> Valu
         if parameter.active(values):
             values[name] = parameter.draw(rng)
     return values
-
-
-def pareto_front(points: Mapping[int, Sequence[float]], objectives: Sequence[Objective]) -> list[int]:
-    """The numbers of the points that no other point beats in one objective without losing in another, rising."""
-    signs = np.array([1.0 if each.direction == "maximize" else -1.0 for each in objectives])
-    numbers = sorted(points)
-    values_PK = np.array([points[number] for number in numbers], dtype=float).reshape(len(numbers), -1) * signs
-    return [
-        number
-        for number, value_K in zip(numbers, values_PK, strict=True)
-        if not ((values_PK >= value_K).all(1) & (values_PK > value_K).any(1)).any()
-    ]

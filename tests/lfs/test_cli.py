@@ -14,7 +14,7 @@ from tests.lfs.command import TINY_SEARCH, Result, contents, lossearch
 from trainers.outcome import Outcome
 
 COMMANDS = {
-    "search": ["--set", "--data", "--run"],
+    "search": ["--set", "--method", "--data", "--run"],
     "resume": ["RUN", "--set"],
     "compare": ["RUN", "--seeds", "--baseline", "--no-tune", "--equal-compute", "--again", "--set"],
     "report": ["RUN"],

@@ -1,0 +1,92 @@
+"""Every method by name: its config is valid, its search ends with a winner, and a replay gives the same search."""
+
+from pathlib import Path
+
+import pytest
+
+from lfs.budget import Clock
+from lfs.checkpoints import CheckpointStore
+from lfs.config import RunConfig
+from lfs.config_file import ConfigError, load_config
+from lfs.controller import Controller
+from lfs.executor import SerialExecutor
+from lfs.journal import Finished, Journal
+from lfs.methods import METHODS
+from lfs.plan import make_controller, most_at_once, planned_epochs
+from lfs.preflight import Preflight
+from lfs.search import replay, search
+from lfs.winner import best_at_horizon
+from tests.lfs.toy import started, toy_runner
+from trainers.recipe import Recipe
+
+RECIPE = Recipe(horizon_epochs=9)
+COUNTS = [5, 7, 9, 4]
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def config_of(method: str) -> RunConfig:
+    small = {"evolution": ["search.candidates=8", "search.population=4", "search.tournament=2"]}
+    return load_config(None, small.get(method, []), method=method)
+
+
+def controller_of(config: RunConfig) -> Controller:
+    return make_controller(config, RECIPE, Clock(), class_counts=COUNTS)
+
+
+def run(config: RunConfig, folder: Path) -> Finished:
+    folder.mkdir()
+    with Journal(folder) as journal:
+        journal.append(started())
+        return search(
+            controller_of(config),
+            SerialExecutor(toy_runner),
+            journal,
+            CheckpointStore(folder / "checkpoints"),
+            choose=best_at_horizon(RECIPE),
+            preflight=Preflight(COUNTS),
+        )
+
+
+@every_method
+def test_a_search_ends_with_a_winner_and_replays(method: str, tmp_path: Path) -> None:
+    config = config_of(method)
+    finished = run(config, tmp_path / "run")
+    assert finished.winner is not None
+    with Journal(tmp_path / "run") as journal:
+        past = replay(controller_of(config), list(journal))
+    assert past.finished == finished
+    assert past.asked[finished.winner].epochs == RECIPE.horizon_epochs
+    assert {trial.role for trial in past.asked.values()} == {"search", "baseline"}
+
+
+@every_method
+def test_the_plan_counts_its_epochs(method: str, tmp_path: Path) -> None:
+    """Exactly but for successive halving, which promotes some candidates before better ones come."""
+    config = config_of(method)
+    run(config, tmp_path / "run")
+    with Journal(tmp_path / "run") as journal:
+        asked = replay(controller_of(config), list(journal)).asked
+    epochs = sum(t.epochs - (asked[t.parent].epochs if t.parent is not None else 0) for t in asked.values())
+    planned = planned_epochs(config, RECIPE)
+    assert epochs == planned or (method in ("asha", "hyperband", "bohb") and planned < epochs < 1.5 * planned)
+    assert most_at_once(config) > len(config.all_baselines())
+
+
+def test_a_config_goes_on_top_of_a_method(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[search]\nbatch = 4\n[space]\nscale = 16\n")
+    config = load_config(tmp_path / "run.toml", ["search.sigma_end=0.1"], method="search-softmax")
+    assert config.search.model_dump(include={"method", "batch", "sigma_end"}) == {
+        "method": "reinforce",
+        "batch": 4,
+        "sigma_end": 0.1,
+    }
+    assert config.space.model_dump(include={"kind", "scale"}) == {"kind": "modulating_factor", "scale": 16.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("search-softmx", "did you mean 'search-softmax'?"), ("annealing", "known are search-softmax,")]
+)
+def test_an_unknown_method_is_named_with_those_that_are_known(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, method=name)
+    assert f"unknown method '{name}'; {hint}" in str(raised.value)
