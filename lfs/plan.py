@@ -38,7 +38,7 @@ def make_controller(config: RunConfig, recipe: Recipe, clock: Clock, *, class_co
     """
     baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
     try:
-        return WithBaselines(Budgeted(_make_search(config, recipe, class_counts), config.budget, clock), baselines)
+        return WithBaselines(Budgeted(make_search(config, recipe, class_counts), config.budget, clock), baselines)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -56,7 +56,8 @@ def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Ro
     return FixedList(items, seed=seed, role=role)
 
 
-def _make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) -> Controller:
+def make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) -> Controller:
+    """The searching controller alone, without budget and baselines. Raises ValueError when things do not fit."""
     search, horizon_epochs, seed = config.search, recipe.horizon_epochs, config.seed
     if isinstance(search, FixedListConfig):
         return _fixed_list(search.losses, recipe, seed, "search")
