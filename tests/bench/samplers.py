@@ -1,6 +1,6 @@
 """Each method against uniform draws on reward surfaces with a known optimum, at equal epochs.
 
-    python -m tests.bench.samplers [--seeds 40] [--epochs 240]
+    python -m tests.bench.samplers [--seeds 20] [--epochs 720]
 
 A surface gives the true score of a loss in [0, .04], the range of constant margins on the embedded data; a trial's
 reward adds Gaussian noise of .004, the spread of copies of one epoch there, and half of the score is still missing
@@ -23,7 +23,7 @@ from lfs.controller import Controller
 from lfs.plan import make_search
 from lfs.trial import Trial
 from search_space import LossSpec
-from search_space.parts import AdaCosScale, ConstantMargin, IdentityNegative
+from search_space.parts import AdaCosScale, ConstantMargin, ConstantScale, IdentityNegative
 from tests.bench.rows import append_row
 from tests.lfs.test_controllers import drive
 from trainers.outcome import Outcome
@@ -37,18 +37,21 @@ CHOICES = ("tpe", "qmc", "nsga2", "asha", "hyperband", "bohb", "pbt", "random-so
 
 
 def bowl(spec: LossSpec) -> float:
-    """Best at m2 = .5 rad, m3 = .1."""
-    margin = spec.margin
+    """Best at m1 = 1.1, m2 = .5 rad, m3 = .1, s = 20."""
+    margin, scale = spec.margin, spec.scale
     assert isinstance(margin, ConstantMargin)
-    return RANGE * (1 - ((margin.m2_rad - 0.5) / 0.8) ** 2 - ((margin.m3 - 0.1) / 0.4) ** 2)
+    assert isinstance(scale, ConstantScale)
+    off = (margin.m1 - 1.1) / 0.5, (margin.m2_rad - 0.5) / 0.8, (margin.m3 - 0.1) / 0.4, np.log(scale.value / 20) / 2
+    return RANGE * max(0.0, 1 - 2 * float(np.square(off).sum()))
 
 
 def ridge(spec: LossSpec) -> float:
-    """Margins that make up for each other: a narrow valley along m2 + 2·m3 = .7, best at m2 = .6."""
-    margin = spec.margin
+    """Parameters that make up for each other: a narrow valley, best at m1 = 1, m2 = .6 rad, m3 = .05, s = 20."""
+    margin, scale = spec.margin, spec.scale
     assert isinstance(margin, ConstantMargin)
-    across, along = margin.m2_rad + 2 * margin.m3 - 0.7, margin.m2_rad - 0.6
-    return RANGE * max(0.0, 1 - 3 * across**2 - 0.3 * along**2)
+    assert isinstance(scale, ConstantScale)
+    across = margin.m2_rad + 2 * margin.m3 + 2 * (margin.m1 - 1) - 0.7
+    return RANGE * max(0.0, 1 - 3 * across**2 - (margin.m2_rad - 0.6) ** 2 - 0.5 * np.log(scale.value / 20) ** 2)
 
 
 def families(spec: LossSpec) -> float:
@@ -71,6 +74,8 @@ def controller_of(method: str, space: str, seed: int, epochs: int) -> Controller
     """The method over the space, with candidates beyond its budget."""
     named = None if method in ("random", "reinforce") else method
     overrides = [f"space.kind={space}", f"seed={seed}"]
+    if space == "combined_margin":
+        overrides += ["space.m1=[1.0, 1.5]", "space.scale=[8.0, 64.0]"]
     if method == "random":
         overrides += ["search.method=sampler", "search.sampler=random"]
     config = load_config(None, overrides, method=named)
@@ -117,8 +122,8 @@ def compared(method: str, surface: str, seeds: int, epochs: int, base_S: npt.NDA
 def main() -> None:
     """Print and append one row a surface and method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=720)
     arguments = parser.parse_args()
     for surface, (space, _) in SURFACES.items():
         base_S = np.array([regret("random", surface, seed, arguments.epochs) for seed in range(arguments.seeds)])
