@@ -10,6 +10,7 @@ choose (best reward at the horizon), in thousandths. The interval is 95 % over s
 """
 
 import argparse
+import math
 import random
 from collections.abc import Callable, Mapping
 
@@ -41,7 +42,7 @@ def bowl(spec: LossSpec) -> float:
     margin, scale = spec.margin, spec.scale
     assert isinstance(margin, ConstantMargin)
     assert isinstance(scale, ConstantScale)
-    off = (margin.m1 - 1.1) / 0.5, (margin.m2_rad - 0.5) / 0.8, (margin.m3 - 0.1) / 0.4, np.log(scale.value / 20) / 2
+    off = (margin.m1 - 1.1) / 0.5, (margin.m2_rad - 0.5) / 0.8, (margin.m3 - 0.1) / 0.4, math.log(scale.value / 20) / 2
     return RANGE * max(0.0, 1 - 2 * float(np.square(off).sum()))
 
 
@@ -51,7 +52,7 @@ def ridge(spec: LossSpec) -> float:
     assert isinstance(margin, ConstantMargin)
     assert isinstance(scale, ConstantScale)
     across = margin.m2_rad + 2 * margin.m3 + 2 * (margin.m1 - 1) - 0.7
-    return RANGE * max(0.0, 1 - 3 * across**2 - (margin.m2_rad - 0.6) ** 2 - 0.5 * np.log(scale.value / 20) ** 2)
+    return RANGE * max(0.0, 1 - 3 * across**2 - (margin.m2_rad - 0.6) ** 2 - 0.5 * math.log(scale.value / 20) ** 2)
 
 
 def families(spec: LossSpec) -> float:
