@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from search_space.loss import Loss, build
+from search_space.loss import Loss, build, carries_over
 from search_space.spec import LossSpec
 
 
@@ -15,7 +15,8 @@ class MarginHead(nn.Module):
     Give its parameters to the optimiser beside the network's; `state_dict` holds the weights and whatever the loss
     tracks or learns. `class_counts` gives the training images of each class, where a margin depends on them.
     `sample_rate` below 1 computes the loss over the batch's own classes and as many random others as make that share
-    of all (Partial FC, An et al. 2021). `generator` makes the initial weights repeatable (rows of expected norm 1).
+    of all (Partial FC, An et al. 2021). For half precision use autocast: `head.half()` would round what the loss
+    tracks. `generator` makes the initial weights repeatable (rows of expected norm 1).
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class MarginHead(nn.Module):
     def use(self, spec: LossSpec) -> None:
         """Go on under another loss, with the same class weights: call it where a `LossSchedule` changes.
 
-        What the old loss tracked (AdaCos's scale) or learned carries over where the new one has the same, parameters
-        as the very objects that an optimiser holds. Give it those that a new loss begins to learn. Raises ValueError
-        when the new loss needs another number of class weights.
+        What the old loss tracked (AdaCos's scale) or learned carries over where it means the same in the new one.
+        Parameters that both have stay the very objects that an optimiser holds; give it those that a new loss begins to
+        learn. Raises ValueError when the new loss needs another number of class weights.
         """
         if spec == self.loss.spec:
             return
@@ -57,16 +58,27 @@ class MarginHead(nn.Module):
         old, new = self.loss, self._build(spec)
         self.loss = new.to(self.weight.device).train(self.training)
         self.loss.generator = old.generator
+        kept = {name: value for name, value in old.state_dict().items() if carries_over(name, old.spec, spec)}
+        state = {**self.loss.state_dict(), **kept}
         learned = dict(old.named_parameters())
         for name in [name for name, _ in self.loss.named_parameters() if name in learned]:
             owner, _, leaf = name.rpartition(".")
             setattr(self.loss.get_submodule(owner), leaf, learned[name])
-        self.loss.load_state_dict(old.state_dict(), strict=False)
+        self.loss.load_state_dict({name: state[name] for name in self.loss.state_dict()})
 
     def forward(self, embeddings_ND: Tensor, labels_N: Tensor) -> Tensor:
-        """Mean loss of the batch, a scalar. Raises ValueError when the embeddings' width is not `dim`."""
+        """Mean loss of the batch, a scalar.
+
+        Raises ValueError when the embeddings' width is not `dim`, for an empty batch, and unless each embedding has one
+        label.
+        """
         if embeddings_ND.ndim != 2 or embeddings_ND.shape[1] != self.weight.shape[1]:
             raise ValueError(f"embeddings must be N×{self.weight.shape[1]}, but got shape {tuple(embeddings_ND.shape)}")
+        if labels_N.shape != embeddings_ND.shape[:1] or not len(labels_N):
+            raise ValueError(
+                f"labels must be one for each embedding, and one at least, but got shape {tuple(labels_N.shape)} for "
+                f"{len(embeddings_ND)} embeddings"
+            )
         losses_N: Tensor
         if self._classes_seen == self._num_classes:
             losses_N = self.loss(embeddings_ND, self.weight, labels_N)

@@ -5,6 +5,7 @@ Maps of the negatives change lse_neg; objectives other than cross entropy change
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from search_space import functional as fn
 from search_space import parts
 from search_space.distributed import gathered
-from search_space.maps import Batch, column, negative_map, target_map
-from search_space.objectives import Logits, objective
+from search_space.maps import Batch, column, make_negative_map, target_map
+from search_space.objectives import Logits, make_objective
 from search_space.providers import DynamicAdaCos, LearnedMargins, margin_provider, scale_provider
 from search_space.spec import COSINE_OBJECTIVES, LossSpec
 
@@ -42,9 +43,9 @@ class Loss(nn.Module):
         self.generator: torch.Generator | None = None
         self.margin = margin_provider(spec.margin, spec.negative, num_classes=num_classes, class_counts=class_counts)
         self.scale = scale_provider(spec.scale, num_classes=num_classes)
-        self.target = target_map(spec.target)
-        self.negative = negative_map(spec.negative)
-        self.objective = objective(spec, num_classes=num_classes, classes_seen=classes_seen)
+        self.target = partial(target_map, spec.target)
+        self.negative = make_negative_map(spec.negative)
+        self.objective = make_objective(spec, num_classes=num_classes, classes_seen=classes_seen)
 
     def forward(self, x_ND: Tensor, w_RD: Tensor, label_N: Tensor, *, class_N: Tensor | None = None) -> Tensor:
         """Loss of each sample. `x_ND` and `w_RD` are normalised here; `label_N` int64 counts classes of `w_RD`.
@@ -131,6 +132,14 @@ def hyperspherical_energy(w_CD: Tensor, label_N: Tensor) -> Tensor:
     repeats_N = (label_N[:, None] == label_N).tril(-1).any(1)
     is_pair_NN = (~(repeats_N[:, None] | repeats_N)).triu(1)
     return torch.where(is_pair_NN, energy_NN, 0.0).sum() / is_pair_NN.sum().clamp_min(1)
+
+
+def carries_over(name: str, old: LossSpec, new: LossSpec) -> bool:
+    """Whether the state of this name means the same under both: a bias belongs to one kind of objective and scale."""
+    if not name.startswith("objective."):
+        return True
+    kinds = [(spec.objective.kind, getattr(spec.objective, "variant", None), spec.scale) for spec in (old, new)]
+    return kinds[0] == kinds[1]
 
 
 def target_logit(spec: LossSpec, cos_N: Tensor, *, num_classes: int) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: N batch, C classes. Every map is in units of cosine: the logit is s time
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def modulating_bins(part: parts.ModulatingBinsTarget, batch: Batch, scale: float
     cos_NC = batch.cos_NC.detach()
     lse_neg_N = fn.log_sum_exp_negatives(column(scale) * cos_NC, batch.label_N)
     p_N = (scale * batch.cos_y_N.detach() - lse_neg_N).sigmoid()
-    return batch.cos_y_N - cos_NC.new_tensor(part.u)[piece_of(p_N, parts.BINS)] / scale
+    return batch.cos_y_N - cos_NC.new_tensor(part.u)[piece_of(p_N, parts.BINS)] / nonzero(scale)
 
 
 def circle_target(part: parts.CircleTarget, cos_N: Tensor) -> Tensor:
@@ -115,33 +116,34 @@ def symbolic(expression: Expression, cos: Tensor, **given: Tensor) -> Tensor:
     return evaluate(expression, {"c": cos, **angle, **given})
 
 
-def target_map(target: parts.TargetMap) -> Callable[[Batch, Margins, float | Tensor], Tensor]:
-    """The function (batch, margins, scale) → f(cos_y) of a target map; the scale matters to modulating factors."""
+def target_map(target: parts.TargetMap, batch: Batch, margins: Margins, scale: float | Tensor) -> Tensor:
+    """f(cos_y); the scale matters to modulating factors."""
+    cos_N = batch.cos_y_N
+    if isinstance(target, parts.CombinedTarget):
+        return combined(target, cos_N, margins)
+    if isinstance(target, parts.ModulatingTarget):
+        return cos_N - target.u / nonzero(scale)
+    if isinstance(target, parts.ModulatingBinsTarget):
+        return modulating_bins(target, batch, scale)
+    if isinstance(target, parts.LiArcTarget):
+        return li_arc(cos_N, margins.m2_rad)
+    if isinstance(target, parts.X2Target):
+        return x2(target, cos_N)
+    if isinstance(target, parts.PiecewiseTarget):
+        return piecewise(target.knots, cos_N)
+    if isinstance(target, parts.FreePiecewiseTarget):
+        index_N = piece_of((cos_N + 1) / 2, len(target.slopes))
+        return free_lines(cos_N, index_N, target.slopes, target.offsets)
+    if isinstance(target, parts.CircleTarget):
+        return circle_target(target, cos_N)
+    if isinstance(target, parts.SymbolicTarget):
+        return symbolic(target.f, cos_N)
+    return cos_N
 
-    def mapped(batch: Batch, margins: Margins, scale: float | Tensor) -> Tensor:
-        cos_N = batch.cos_y_N
-        if isinstance(target, parts.CombinedTarget):
-            return combined(target, cos_N, margins)
-        if isinstance(target, parts.ModulatingTarget):
-            return cos_N - target.u / scale
-        if isinstance(target, parts.ModulatingBinsTarget):
-            return modulating_bins(target, batch, scale)
-        if isinstance(target, parts.LiArcTarget):
-            return li_arc(cos_N, margins.m2_rad)
-        if isinstance(target, parts.X2Target):
-            return x2(target, cos_N)
-        if isinstance(target, parts.PiecewiseTarget):
-            return piecewise(target.knots, cos_N)
-        if isinstance(target, parts.FreePiecewiseTarget):
-            index_N = piece_of((cos_N + 1) / 2, len(target.slopes))
-            return free_lines(cos_N, index_N, target.slopes, target.offsets)
-        if isinstance(target, parts.CircleTarget):
-            return circle_target(target, cos_N)
-        if isinstance(target, parts.SymbolicTarget):
-            return symbolic(target.f, cos_N)
-        return cos_N
 
-    return mapped
+def nonzero(scale: float | Tensor) -> float | Tensor:
+    """A scale to divide by: that of an embedding of zeros, which has no direction either, counts as tiny."""
+    return scale.clamp_min(1e-6) if isinstance(scale, Tensor) else scale
 
 
 def column(scale: float | Tensor) -> float | Tensor:
@@ -187,27 +189,26 @@ class Curricular(nn.Module):
         return torch.where(hard_NC, cos_NC * (self.t.clone() + cos_NC), cos_NC)
 
 
-def negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margins], Tensor]:
-    """The function (batch, f(cos_y), margins) → n, N×C, its target column without meaning."""
-    if isinstance(negative, parts.CurricularNegative):
-        return Curricular(negative)
+def negative_map(negative: parts.NegativeMap, batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG001
+    """n of a negative map without state, N×C, its target column without meaning. `f_N` is f(cos_y)."""
+    cos_NC = batch.cos_NC
+    if isinstance(negative, parts.MVNegative):
+        return mv(negative, cos_NC, f_N)
+    if isinstance(negative, parts.NPCNegative):
+        return torch.where(npc_hard(negative, batch), negative.t * cos_NC + negative.a, cos_NC)
+    if isinstance(negative, parts.ArcNegNegative):
+        return arcneg(negative, cos_NC, f_N)
+    if isinstance(negative, parts.SphereFaceRNegative):
+        return (fn.angle(cos_NC) / negative.m).cos()
+    if isinstance(negative, parts.LiArcNegative):
+        return li_arc(cos_NC)
+    if isinstance(negative, parts.CircleNegative):
+        return (cos_NC.detach() + negative.m).clamp_min(0) * (cos_NC - negative.m)
+    if isinstance(negative, parts.SymbolicNegative):
+        return symbolic(negative.n, cos_NC, c_y=batch.cos_y_N.detach()[:, None])
+    return cos_NC
 
-    def mapped(batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG001 (as every negative map)
-        cos_NC = batch.cos_NC
-        if isinstance(negative, parts.MVNegative):
-            return mv(negative, cos_NC, f_N)
-        if isinstance(negative, parts.NPCNegative):
-            return torch.where(npc_hard(negative, batch), negative.t * cos_NC + negative.a, cos_NC)
-        if isinstance(negative, parts.ArcNegNegative):
-            return arcneg(negative, cos_NC, f_N)
-        if isinstance(negative, parts.SphereFaceRNegative):
-            return (fn.angle(cos_NC) / negative.m).cos()
-        if isinstance(negative, parts.LiArcNegative):
-            return li_arc(cos_NC)
-        if isinstance(negative, parts.CircleNegative):
-            return (cos_NC.detach() + negative.m).clamp_min(0) * (cos_NC - negative.m)
-        if isinstance(negative, parts.SymbolicNegative):
-            return symbolic(negative.n, cos_NC, c_y=batch.cos_y_N.detach()[:, None])
-        return cos_NC
 
-    return mapped
+def make_negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margins], Tensor]:
+    """The function (batch, f(cos_y), margins) → n; a module where it tracks something."""
+    return Curricular(negative) if isinstance(negative, parts.CurricularNegative) else partial(negative_map, negative)

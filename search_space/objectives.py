@@ -5,6 +5,7 @@ Shapes: N batch, C classes. T is the target's logit; the target's column of the 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -147,21 +148,20 @@ class UniFace(nn.Module):
         return fn.softplus(self.threshold - logits.target_N) + push_N
 
 
-def objective(
+def objective(part: parts.Objective, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:
+    """The loss of an objective without state."""
+    if isinstance(part, parts.SquaredError):
+        return squared_error(part, batch)
+    if isinstance(part, parts.SFace):
+        return sface(part, batch, scale)
+    return softmax_objective(part, logits_of(batch, scale).gap())
+
+
+def make_objective(
     spec: LossSpec, *, num_classes: int, classes_seen: int
 ) -> Callable[[Batch, float | Tensor, LogitsOf], Tensor]:
     """The function (batch, scale, how to make logits) → loss; a module where it learns a bias."""
     part = spec.objective
     if isinstance(part, parts.SphereFace2) and isinstance(spec.scale, parts.ConstantScale):
         return SphereFace2(part, spec.gradient, spec.scale.value, num_classes)
-    if isinstance(part, parts.UniFace):
-        return UniFace(classes_seen)
-
-    def loss(batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:
-        if isinstance(part, parts.SquaredError):
-            return squared_error(part, batch)
-        if isinstance(part, parts.SFace):
-            return sface(part, batch, scale)
-        return softmax_objective(part, logits_of(batch, scale).gap())
-
-    return loss
+    return UniFace(classes_seen) if isinstance(part, parts.UniFace) else partial(objective, part)

@@ -6,6 +6,7 @@ before it is used; running averages are those of the global batch under data par
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class LearnedMargins(nn.Module):
 
     def projected_C(self) -> Tensor:
         """The margins, in [0, 1]."""
-        return self.margin_C.clamp(0, 1)
+        return self.margin_C.clone().clamp(0, 1)  # the clone: a later forward may bring the margins back in place
 
 
 class ClassSizeMargins(nn.Module):
@@ -102,6 +103,20 @@ class ClassSizeMargins(nn.Module):
     def forward(self, batch: Batch) -> Margins:
         """m2 of each sample's class."""
         return Margins(m2_rad=self.margin_C[batch.class_N])
+
+
+def margins_of(margin: parts.Margin, negative: parts.NegativeMap, batch: Batch) -> Margins:
+    """The margins of a provider without state."""
+    if isinstance(margin, parts.ConstantMargin):
+        return Margins(margin.m1, margin.m2_rad, margin.m3)
+    if isinstance(margin, parts.RandomMargin):
+        drawn_N = random_margins(margin, batch)
+        return Margins(m2_rad=drawn_N) if margin.on == "m2_rad" else Margins(m3=drawn_N)
+    if isinstance(margin, parts.MagFaceMargin):
+        return Margins(m2_rad=magface_margins(margin, batch.norm_N))
+    if isinstance(margin, parts.HardNegativeMargin) and isinstance(negative, parts.NPCNegative):
+        return Margins(m2_rad=hard_negative_margins(margin, negative, batch))
+    return Margins()
 
 
 def margin_provider(
@@ -124,19 +139,7 @@ def margin_provider(
             )
         return ClassSizeMargins(margin, class_counts)
 
-    def margins(batch: Batch) -> Margins:
-        if isinstance(margin, parts.ConstantMargin):
-            return Margins(margin.m1, margin.m2_rad, margin.m3)
-        if isinstance(margin, parts.RandomMargin):
-            drawn_N = random_margins(margin, batch)
-            return Margins(m2_rad=drawn_N) if margin.on == "m2_rad" else Margins(m3=drawn_N)
-        if isinstance(margin, parts.MagFaceMargin):
-            return Margins(m2_rad=magface_margins(margin, batch.norm_N))
-        if isinstance(margin, parts.HardNegativeMargin) and isinstance(negative, parts.NPCNegative):
-            return Margins(m2_rad=hard_negative_margins(margin, negative, batch))
-        return Margins()
-
-    return margins
+    return partial(margins_of, margin, negative)
 
 
 def adacos_fixed_scale(num_classes: int) -> float:
@@ -183,15 +186,22 @@ class DynamicAdaCos(nn.Module):
         return f"AdaCos's dynamic scale diverged: it is {scale:g}, and must lie in (0, {parts.MAX_SCALE:g}]"
 
 
+def fixed_scale(value: float, batch: Batch) -> float:  # noqa: ARG001 (as every scale provider)
+    """One number for all batches."""
+    return value
+
+
+def feature_norm(batch: Batch) -> Tensor:
+    """‖x‖ of each sample."""
+    return batch.norm_N
+
+
 def scale_provider(scale: parts.Scale, *, num_classes: int) -> Callable[[Batch], float | Tensor]:
     """The function batch → scale: one number, or one a sample; 1 where there is none."""
     if isinstance(scale, parts.AdaCosScale) and scale.variant == "dynamic":
         return DynamicAdaCos(num_classes)
-    if isinstance(scale, parts.FeatureNormScale | parts.SoftNormScale):
-        return lambda batch: batch.norm_N
-    fixed = 1.0
     if isinstance(scale, parts.AdaCosScale):
-        fixed = adacos_fixed_scale(num_classes)
-    elif isinstance(scale, parts.ConstantScale):
-        fixed = scale.value
-    return lambda batch: fixed  # noqa: ARG005 (as every scale provider)
+        return partial(fixed_scale, adacos_fixed_scale(num_classes))
+    if isinstance(scale, parts.ConstantScale):
+        return partial(fixed_scale, scale.value)
+    return partial(fixed_scale, 1.0) if isinstance(scale, parts.NoScale) else feature_norm

@@ -249,8 +249,8 @@ class Unified(Space):
     published settings with room on both sides: cosine margins .05-.6, angular ones .05-.9 rad, scales 4-128 (log, as
     are strengths, spreads, rates, slopes and modulating factors).
 
-    Left out: sub-centers (their class weights have another shape, so that no other loss could continue their
-    training); the hyperspherical energy; `weight` but for P2SGrad's, since a weight is a learning rate; guards other
+    Left out: Circle Loss's own γ = 256; sub-centers (their class weights have another shape, so that no other loss
+    could continue their training); the hyperspherical energy; `weight` but for P2SGrad's, since a weight is a learning rate; guards other
     than one for each margin; ElasticFace's ranked variant; AM-LFS's free pieces; P2SGrad's `update`, which equals it.
     Building its losses needs 3 classes or more (AdaCos) and the class sizes.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from search_space import Loss, LossSpec, build
 from search_space.functional import nearest_center
+from search_space.loss import carries_over
 from trainers import numerics as nm
 from trainers.networks import EmbeddingNetwork, build_network
 from trainers.recipe import Numerics, Recipe
@@ -78,10 +79,14 @@ class Learner:
         self._model.loss.generator = generator
 
     def use(self, spec: LossSpec) -> None:
-        """Go on under another loss. What both track or learn carries over, the rest starts fresh."""
+        """Go on under another loss. What means the same in both carries over, the rest starts fresh."""
         if spec == self.spec:
             return
-        held = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        held = {
+            name: tensor.clone()
+            for name, tensor in self.tensors().items()
+            if carries_over(name.removeprefix(_VELOCITY).removeprefix(_LOSS), self.spec, spec)
+        }
         self.spec = spec
         self._model.loss = self._build_loss(spec).to(self._device)
         self._optimizer = self._make_optimizer()

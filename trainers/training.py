@@ -65,7 +65,7 @@ def train(
         batches = _Batches(task.train, recipe, seed, place)
         evaluator = Evaluator(task, place)
         new_learner = partial(_new_learner, task=task, recipe=recipe, numerics=numerics, seed=seed, device=place)
-        learner = new_learner(schedule.at(first))
+        learner = new_learner(schedule.at(max(first - 1, 0)))  # the loss that `start` was trained under
         if tensors:
             learner.load(without_optimizer(tensors) if fresh_optimizer else tensors)
         try:

@@ -1,13 +1,14 @@
 """`MarginHead`: a loss with its class weights in someone's own training loop."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from search_space import LossSpec, MarginHead, build, catalog
+from search_space import LossSpec, MarginHead, build, catalog, parts
 from search_space.parts import AdaCosScale
 
 CLASSES, DIM = 6, 8
@@ -336,3 +337,59 @@ def test_every_loss_trains_a_toy_problem(name: str) -> None:
     w_CKD = nn.functional.normalize(head.weight).view(CLASSES, -1, DIM)
     cos_NC = torch.einsum("nd,ckd->nck", nn.functional.normalize(network(x_ND)), w_CKD).amax(2)
     assert torch.equal(cos_NC.argmax(1), label_N)
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_two_batches_may_share_a_backward(name: str) -> None:
+    """Two views of a batch, summed before one backward, give the sum of their gradients."""
+    x_ND, label_N = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    head = MarginHead(catalog.get(name), 10, 8, class_counts=[3] * 10, generator=torch.Generator().manual_seed(1))
+    (head(x_ND, label_N) + head(1.1 * x_ND, label_N)).backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.isfinite().all()
+    assert head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_a_head_can_be_pickled(name: str) -> None:
+    """`torch.multiprocessing` and `torch.save(head)` do it."""
+    head = MarginHead(catalog.get(name), 10, 8, class_counts=[3] * 10).eval()
+    again = pickle.loads(pickle.dumps(head))  # noqa: S301 (our own bytes)
+    x_ND, label_N = torch.randn(6, 8), torch.arange(6)
+    assert torch.equal(again(x_ND, label_N), head(x_ND, label_N))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (6, 1)])
+def test_labels_must_be_one_for_each_embedding(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"labels must be one for each .* got shape \({shape[0]},.*for 6 embeddings"):
+        MarginHead(catalog.arcface(), 10, 8)(torch.randn(6, 8), torch.zeros(shape, dtype=torch.long))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="labels must be one for each embedding, and one at least"):
+        MarginHead(catalog.adacos_dynamic(), 10, 8)(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
+
+
+def test_a_learned_bias_stays_with_its_objective_and_scale() -> None:
+    head = MarginHead(catalog.sphereface2_c(scale=64), 10, 8)
+    fresh = MarginHead(catalog.sphereface2_c(scale=10), 10, 8).state_dict()["loss.objective.bias"]
+    held = head.state_dict()["loss.objective.bias"].clone()
+    head.use(catalog.sphereface2_c(scale=64, lw=25.0))
+    assert torch.equal(head.state_dict()["loss.objective.bias"], held)
+    head.use(catalog.sphereface2_c(scale=10))
+    assert torch.equal(head.state_dict()["loss.objective.bias"], fresh)
+
+
+@pytest.mark.parametrize(
+    "target", [parts.ModulatingTarget(u=10.0), parts.ModulatingBinsTarget(u=(3.0,) * 10)], ids=lambda part: part.kind
+)
+@pytest.mark.parametrize("scale", [parts.FeatureNormScale(), parts.SoftNormScale()], ids=lambda part: part.kind)
+def test_an_embedding_of_zeros_spoils_no_one_elses_gradient(target: parts.TargetMap, scale: parts.Scale) -> None:
+    head = MarginHead(LossSpec(target=target, scale=scale), 10, 8)
+    x_ND = torch.randn(6, 8)
+    x_ND[2] = 0
+    loss = head(x_ND, torch.arange(6))
+    loss.backward()
+    assert loss.isfinite()
+    assert head.weight.grad is not None
+    assert head.weight.grad.isfinite().all()
