@@ -33,6 +33,19 @@ def _checked_for(variables: Sequence[str]) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, __: no_info_plain_validator_function(lambda value: check(value, variables)))
 
 
+class _FreeLines(FrozenModel):
+    """slope_k·x + offset_k on M equal intervals, each on its own."""
+
+    slopes: Pieces
+    offsets: Pieces
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if len(self.slopes) != len(self.offsets):
+            raise ValueError(f"slopes and offsets must be as many, but got {len(self.slopes)} and {len(self.offsets)}")
+        return self
+
+
 # Target maps
 
 
@@ -98,17 +111,10 @@ class PiecewiseTarget(FrozenModel):
     knots: Annotated[tuple[Coefficient, ...], Field(min_length=2, max_length=101)]
 
 
-class FreePiecewiseTarget(FrozenModel):
+class FreePiecewiseTarget(_FreeLines):
     """f(c) = slope_k·c + offset_k on M equal intervals of c in [−1, 1] (AM-LFS, Li et al., ICCV 2019): may jump."""
 
     kind: Literal["piecewise_free"] = "piecewise_free"
-    slopes: Pieces
-    offsets: Pieces
-
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> Self:
-        _refuse_lengths(self.slopes, self.offsets)
-        return self
 
 
 class CircleTarget(FrozenModel):
@@ -346,17 +352,10 @@ class PiecewiseTau(FrozenModel):
     slopes: Annotated[tuple[Annotated[Real, Field(gt=0, le=1000)], ...], Field(min_length=1, max_length=100)]
 
 
-class FreePiecewiseTau(FrozenModel):
+class FreePiecewiseTau(_FreeLines):
     """L = −log max(τ(p_m), 1e-8), τ(p) = slope_k·p + offset_k on M equal intervals (AM-LFS, Li et al., ICCV 2019)."""
 
     kind: Literal["piecewise_tau_free"] = "piecewise_tau_free"
-    slopes: Pieces
-    offsets: Pieces
-
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> Self:
-        _refuse_lengths(self.slopes, self.offsets)
-        return self
 
 
 class Poly1(FrozenModel):
@@ -500,8 +499,3 @@ Regularizer = Annotated[
     NoRegularizer | NormRegularizer | MarginRegularizer | EnergyRegularizer, Field(discriminator="kind")
 ]
 GradientMode = Literal["exact", "detached"]
-
-
-def _refuse_lengths(slopes: tuple[float, ...], offsets: tuple[float, ...]) -> None:
-    if len(slopes) != len(offsets):
-        raise ValueError(f"slopes and offsets must be as many, but got {len(slopes)} and {len(offsets)}")

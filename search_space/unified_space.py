@@ -250,8 +250,9 @@ class Unified(Space):
     are strengths, spreads, rates, slopes and modulating factors).
 
     Left out: Circle Loss's own γ = 256; sub-centers (their class weights have another shape, so that no other loss
-    could continue their training); the hyperspherical energy; `weight` but for P2SGrad's, since a weight is a learning rate; guards other
-    than one for each margin; ElasticFace's ranked variant; AM-LFS's free pieces; P2SGrad's `update`, which equals it.
+    could continue their training); the hyperspherical energy; `weight` but for P2SGrad's, since a weight is a learning
+    rate; guards other than one for each margin; ElasticFace's ranked variant; AM-LFS's free pieces; P2SGrad's `update`,
+    which equals it.
     Building its losses needs 3 classes or more (AdaCos) and the class sizes.
 
     >>> space = Unified()
