@@ -76,7 +76,8 @@ class Examined(_Event):
 
     `rejected`: not trained, told as a failure. `reused`: not trained, told the outcome of trial `same_as`, which
     trains the same loss from the same start in the same way. `warned` and `noted` (equivalent to the loss of trial
-    `same_as`, but not trained in the same way) change nothing.
+    `same_as`, but not trained in the same way) change nothing. The last verdict on a trial counts: a reused one whose
+    original the machine failed is noted afterwards, and trained.
     """
 
     event: Literal["examined"] = "examined"

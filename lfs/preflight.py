@@ -11,12 +11,18 @@ from lfs.journal import Examined
 from lfs.trial import Trial
 from search_space.preflight import Examination, examine
 from search_space.spec import LossSpec
+from trainers.outcome import Outcome
 from trainers.task import Task
 
 _CONDITIONS = tuple(
     each.name for each in fields(Trial) if each.name not in ("number", "schedule", "round", "role", "name")
 )
 """What else than its losses decides how a trial is trained."""
+
+
+def spoiled(outcome: Outcome) -> bool:
+    """Whether the machine failed, not the training: such an outcome says nothing of a trial that never ran."""
+    return outcome.error is not None and not outcome.diverged
 
 
 class Preflight:
@@ -50,22 +56,22 @@ class Preflight:
         if trial.role == "search" and (verdict is None or verdict.trained):
             self._trained.setdefault(self._conditions(trial), []).append(trial)
 
-    def examine(self, trial: Trial) -> Examined | None:
-        """Judge a new trial, and remember it; None when there is nothing to say.
+    def examine(self, trial: Trial, told: Mapping[int, Outcome]) -> Examined | None:
+        """Judge a new trial, and remember it; None when there is nothing to say. `told` holds the outcomes so far.
 
         A baseline is never rejected and never given another's outcome: it is there to be trained.
         """
-        verdict = self._judge(trial)
+        verdict = self._judge(trial, told)
         self.remember(trial, verdict)
         return verdict
 
-    def _judge(self, trial: Trial) -> Examined | None:
+    def _judge(self, trial: Trial, told: Mapping[int, Outcome]) -> Examined | None:
         specs = [spec for _, spec in self._remaining(trial)]
         if trial.role == "search":
             rejections = [found.reason for spec in specs if (found := self._examine(spec)).verdict == "reject"]
             if rejections:
                 return Examined(trial=trial.number, verdict="rejected", reason=rejections[0])
-            twin = self._twin(trial)
+            twin = self._twin(trial, told)
             if twin is not None:
                 reason = f"the same gradients, parent, epochs, seed and recipe as trial {twin}, whose outcome it takes"
                 return Examined(trial=trial.number, verdict="reused", reason=reason, same_as=twin)
@@ -99,20 +105,23 @@ class Preflight:
         epochs = tuple(from_epoch for from_epoch, _ in self._remaining(trial))
         return epochs, tuple(_hashable(getattr(trial, name)) for name in _CONDITIONS)
 
-    def _twin(self, trial: Trial) -> int | None:
+    def _twin(self, trial: Trial, told: Mapping[int, Outcome]) -> int | None:
         """The earliest trial whose outcome must be this one's."""
         mine = [spec for _, spec in self._remaining(trial)]
+        fresh = [trial.parent is None, *(False for _ in mine[1:])]
         for other in self._trained.get(self._conditions(trial), ()):
+            if other.number in told and spoiled(told[other.number]):
+                continue
             theirs = [spec for _, spec in self._remaining(other)]
-            if all(map(self._same, mine, theirs)):
+            if all(map(self._same, mine, theirs, fresh)):
                 return other.number
         return None
 
-    def _same(self, spec: LossSpec, other: LossSpec) -> bool:
+    def _same(self, spec: LossSpec, other: LossSpec, fresh: bool) -> bool:
         if spec == other:
             return True
         mine, theirs = self._examine(spec).gradients, self._examine(other).gradients
-        return mine is not None and theirs is not None and mine.same_as(theirs)
+        return mine is not None and theirs is not None and mine.trains_as(theirs, fresh=fresh)
 
     def _equal(self, spec: LossSpec, trial: Trial) -> tuple[int, str] | None:
         """The trial whose loss a new loss is equivalent to, and how: the earliest, the same before the parallel."""
@@ -126,7 +135,8 @@ class Preflight:
                 continue
             if mine.same_as(theirs):
                 differing = self._differences(trial, self._trials[number])
-                return number, f"equivalent to trial {number}: the same gradients; it differs in {differing}"
+                differs = f"; it differs in {differing}" if differing else " on all probes"
+                return number, f"equivalent to trial {number}: the same gradients{differs}"
             ratio = mine.length / theirs.length
             parallel = parallel or (number, f"equivalent to trial {number}: its gradients times {ratio:.4g}")
         return parallel
@@ -135,7 +145,7 @@ class Preflight:
     def _differences(trial: Trial, other: Trial) -> str:
         """In what two trials of equivalent losses are trained differently."""
         names = [name for name in ("role", *_CONDITIONS) if getattr(trial, name) != getattr(other, name)]
-        return ", ".join(names) or "schedule"
+        return ", ".join(names)
 
 
 def _hashable(value: object) -> Hashable:

@@ -65,7 +65,8 @@ class Progress:
         elif isinstance(event, Examined):
             self._verdicts[event.trial] = event
             if event.trained:
-                self._line(f"{label(self._trials[event.trial])}: {event.reason}")
+                warning = "warning: " if event.verdict == "warned" else ""
+                self._line(f"{label(self._trials[event.trial])}: {warning}{event.reason}")
         elif isinstance(event, Retried):
             self._retries += 1
             self._line(

@@ -22,7 +22,7 @@ from lfs.journal import (
     Started,
     Told,
 )
-from lfs.preflight import Preflight
+from lfs.preflight import Preflight, spoiled
 from lfs.sources import versions
 from lfs.trial import Trial
 from trainers.outcome import Outcome
@@ -71,7 +71,10 @@ def search(
 
 @dataclass(slots=True)
 class Past:
-    """What a journal says has happened. `told` is in the order of the events; the first outcome of a trial counts."""
+    """What a journal says has happened. `told` is in the order of the events.
+
+    The first outcome of a trial counts, and the last verdict on it.
+    """
 
     asked: dict[int, Trial] = field(default_factory=dict)
     told: dict[int, Outcome] = field(default_factory=dict)
@@ -179,7 +182,7 @@ class _Loop:
 
     def run(self) -> None:
         self._examine(self._new)
-        self._pending.extend(trial for trial in self.asked.values() if self._is_due(trial))
+        self._pending = deque(trial for trial in self.asked.values() if self._is_due(trial))
         while True:
             self._fill()
             if not self._in_flight:
@@ -219,7 +222,7 @@ class _Loop:
     def _examine(self, trials: Iterable[Trial]) -> None:
         if self._preflight is not None:
             for trial in trials:
-                verdict = self._preflight.examine(trial)
+                verdict = self._preflight.examine(trial, self.told)
                 if verdict is not None:
                     self.record(verdict)
                     self._take_in(verdict)
@@ -237,16 +240,29 @@ class _Loop:
         return trial.number not in self.told and self._trains(trial.number)
 
     def _settle(self) -> None:
-        """Tell the trials that need no training: the rejected, and those whose original is told."""
+        """Tell the trials that need no training: the rejected, and those whose original is told.
+
+        Where the machine failed the original, its twins are trained after all; the journal says so by a new verdict.
+        """
         for number, verdict in list(self._untrained.items()):
-            if verdict.original is None:
-                outcome = failure(f"rejected before training: {verdict.reason}")
-            elif verdict.original in self.told:
-                outcome = replace(self.told[verdict.original], seconds=0.0, images=0)
-            else:
+            if verdict.original is not None and verdict.original not in self.told:
                 continue
             del self._untrained[number]
-            self._tell(self.asked[number], outcome)
+            if verdict.original is None:
+                self._tell(self.asked[number], failure(f"rejected before training: {verdict.reason}"))
+            elif spoiled(self.told[verdict.original]):
+                self._train_after_all(self.asked[number], verdict.original)
+            else:
+                self._tell(self.asked[number], replace(self.told[verdict.original], seconds=0.0, images=0))
+
+    def _train_after_all(self, trial: Trial, original: int) -> None:
+        reason = f"equivalent to trial {original}, which failed by no fault of its loss: trained after all"
+        verdict = Examined(trial=trial.number, verdict="noted", reason=reason, same_as=original)
+        self.record(verdict)
+        self._take_in(verdict)
+        if self._preflight is not None:
+            self._preflight.remember(trial, verdict)
+        self._pending.append(trial)
 
     def _submit(self, trial: Trial) -> None:
         start = None if trial.parent is None else self._checkpoint_of(trial.parent)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_space import parts
+from search_space.frozen import FrozenModel
 from search_space.loss import Loss, build
 from search_space.spec import LossSpec
 
@@ -30,7 +31,16 @@ _NORMS = (1.0, 20.0, 120.0)
 _BATCHES, _BATCH_SIZE, _DIM = 4, 1024, 8
 _SKETCHES = 4
 _MOST_CENTERS = 20
-_FREE_FORM = (
+_LOWEST_NORM, _HIGHEST_NORM = 0.01, 1100.0
+
+_ANY_SLOPE: Mapping[str, tuple[type[FrozenModel], ...]] = {
+    "∂L/∂cos_y > 0": (parts.PiecewiseTarget, parts.FreePiecewiseTarget, parts.SymbolicTarget, parts.FreePiecewiseTau),
+    "∂L/∂cos_j < 0": (parts.SymbolicNegative, parts.FreePiecewiseTau),
+}
+"""A wrong sign, and the parts that nothing but their values keeps from it: what else has it has it by design."""
+
+_ANY_SHAPE = (
+    parts.ModulatingBinsTarget,
     parts.PiecewiseTarget,
     parts.FreePiecewiseTarget,
     parts.SymbolicTarget,
@@ -38,11 +48,7 @@ _FREE_FORM = (
     parts.PiecewiseTau,
     parts.FreePiecewiseTau,
 )
-
-
-def free_form(spec: LossSpec) -> bool:
-    """Whether a part of the loss may take any shape, so that nothing but its values says that it is a loss."""
-    return any(isinstance(part, _FREE_FORM) for part in (spec.target, spec.negative, spec.objective))
+"""Parts of which two may differ in one place alone, such as a bin of the probability that no probe falls into."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,25 +56,35 @@ class Gradients:
     """A loss's gradients on the fixed probes: their common direction and length, and the loss's state after them.
 
     `direction` holds, for each batch, the gradients of embeddings, class weights and whatever the loss learns, divided
-    by `length`; where there are many numbers, K fixed sums of them in their place.
+    by `length`; where there are many numbers, K fixed sums of them in their place. `shapes` holds the loss's parts that
+    may take any shape.
     """
 
     direction: tuple[npt.NDArray[np.float64], ...]
     length: float
     state: Mapping[str, npt.NDArray[np.float64]]
+    shapes: tuple[FrozenModel, ...]
 
     def parallel_to(self, other: "Gradients") -> bool:
         """Whether one is the other times a positive number, so that the two differ in the learning rate alone."""
         return len(self.direction) == len(other.direction) and all(map(_close, self.direction, other.direction))
 
     def same_as(self, other: "Gradients") -> bool:
-        """Whether training cannot tell the two apart."""
+        """Whether the probes cannot tell the two apart."""
         return (
             abs(self.length - other.length) <= RELATIVE_TOLERANCE * self.length
             and self.parallel_to(other)
             and self.state.keys() == other.state.keys()
             and all(_close(value, other.state[name]) for name, value in self.state.items())
         )
+
+    def trains_as(self, other: "Gradients", *, fresh: bool) -> bool:
+        """Whether training cannot tell the two apart either, `fresh` saying that it starts with the loss.
+
+        Not assured where they differ in a part that may take any shape, nor where they go on from a state that they
+        may take over differently.
+        """
+        return self.same_as(other) and self.shapes == other.shapes and (fresh or not self.state)
 
 
 def _close(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> bool:
@@ -91,8 +107,9 @@ def examine(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) ->
     """Examine a loss on a grid of cosines with ±1 among them, and on the probes that tell whether it is new.
 
     It is rejected when it cannot be built, or when its value or gradient is not finite in float32 or float64. Where a
-    target nearer to its class, or a negative nearer, has the wrong effect (∂L/∂cos_y > 0, ∂L/∂cos_j < 0), a free-form
-    loss is rejected and any other gets a warning: P2SGrad and CurricularFace, for two, do so by design.
+    target nearer to its class, or a negative nearer, has the wrong effect (∂L/∂cos_y > 0, ∂L/∂cos_j < 0), a loss with a
+    part free to cause it is rejected and any other gets a warning: P2SGrad and CurricularFace, for two, do so by
+    design.
 
     Raises ValueError when `class_counts` does not give the images of each of the `num_classes` classes.
     """
@@ -107,10 +124,12 @@ def examine(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) ->
         if flaw is not None:
             return Examination(verdict="reject", reason=flaw)
     found = gradients(spec, num_classes=num_classes, class_counts=class_counts)
-    wrong = _wrong_sign(response)
-    if wrong is None:
+    wrong = _wrong_signs(response)
+    if not wrong:
         return Examination(verdict="pass", gradients=found)
-    return Examination(verdict="reject" if free_form(spec) else "warn", reason=wrong, gradients=found)
+    free = [sign for sign in wrong if any(isinstance(part, _ANY_SLOPE[sign]) for _, part in spec)]
+    first = next(iter(free or wrong))
+    return Examination(verdict="reject" if free else "warn", reason=f"{first} at {wrong[first]}", gradients=found)
 
 
 def gradients(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) -> Gradients:
@@ -133,6 +152,7 @@ def gradients(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) 
         direction=tuple(block / max(length, np.finfo(np.float64).tiny) for block in blocks),
         length=length,
         state={name: _sketch(value) for name, value in loss.state_dict().items()},
+        shapes=tuple(part for _, part in spec if isinstance(part, _ANY_SHAPE)),
     )
 
 
@@ -164,8 +184,9 @@ def _sketch(value: Tensor) -> npt.NDArray[np.float64]:
 def _probes(seen: int) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
     """Class weights R×centers×D, and batches of embeddings and labels.
 
-    Target cosines cover [−1, 1] without gaps, so that no piece of a piecewise map goes unseen; norms lie on both sides
-    of the bounds that published losses set them.
+    Target cosines cover [−1, 1] without gaps, so that no piece of a piecewise map goes unseen. Norms cover all bounds
+    that a spec sets them, each batch a range of its own: beside the large gradients of small norms, or those of large
+    ones where the norm is the scale, a regularizer's would be lost.
     """
     generator = torch.Generator().manual_seed(0)
     normal = partial(torch.randn, dtype=torch.float64, generator=generator)
@@ -173,13 +194,17 @@ def _probes(seen: int) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
     weights = normal(seen, _MOST_CENTERS, _DIM)
     label_N = torch.arange(_BATCH_SIZE) % seen
     axis_ND = F.normalize(weights[label_N, 0])
+
+    def places() -> Tensor:
+        place_N = (torch.arange(_BATCH_SIZE) + uniform(_BATCH_SIZE)) / _BATCH_SIZE
+        return place_N[torch.randperm(_BATCH_SIZE, generator=generator), None]
+
     batches = []
     for batch in range(_BATCHES):
-        place_N = (torch.arange(_BATCH_SIZE) + uniform(_BATCH_SIZE)) / _BATCH_SIZE
-        cos_N1 = 1 - 2 * place_N[torch.randperm(_BATCH_SIZE, generator=generator), None] ** (batch + 1)
+        cos_N1 = 1 - 2 * places() ** (batch + 1)
         side_ND = normal(_BATCH_SIZE, _DIM)
         side_ND -= (side_ND * axis_ND).sum(1, keepdim=True) * axis_ND
-        norm_N1 = 5 * 30 ** uniform(_BATCH_SIZE, 1)
+        norm_N1 = _LOWEST_NORM * (_HIGHEST_NORM / _LOWEST_NORM) ** ((batch + places()) / _BATCHES)
         sine_N1 = (1 - cos_N1.square()).sqrt()
         x_ND = norm_N1 * (cos_N1 * axis_ND + sine_N1 * F.normalize(side_ND))
         batches.append((x_ND, label_N))
@@ -231,16 +256,14 @@ def _not_finite(at: _Response) -> str | None:
     return None
 
 
-def _wrong_sign(at: _Response) -> str | None:
-    """Where the loss falls as the target moves away, or as a negative comes nearer, in words: the worst place."""
+def _wrong_signs(at: _Response) -> dict[str, str]:
+    """Whether the loss falls as the target moves away, or as a negative comes nearer, and where: the worst place."""
     label_N1 = at.label_N[:, None]
     size_N = at.grad_NR.abs().amax(1).clamp_min(torch.finfo(at.grad_NR.dtype).tiny)
     pull_N = at.grad_NR.gather(1, label_N1).squeeze(1) / size_N
     push_N = at.grad_NR.scatter(1, label_N1, 0.0).amin(1) / size_N
-    for what, wrong_N in (("∂L/∂cos_y > 0", pull_N), ("∂L/∂cos_j < 0", -push_N)):
-        if wrong_N.max() > RELATIVE_TOLERANCE:
-            return f"{what} at {_place(at, int(wrong_N.argmax()))}"
-    return None
+    wrongs = zip(_ANY_SLOPE, (pull_N, -push_N), strict=True)
+    return {sign: _place(at, int(by_N.argmax())) for sign, by_N in wrongs if by_N.max() > RELATIVE_TOLERANCE}
 
 
 def _place(at: _Response, index: int) -> str:

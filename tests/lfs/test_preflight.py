@@ -35,7 +35,13 @@ from lfs.search import IDENTICAL_FAILURES, SearchStoppedError, search
 from lfs.trial import Trial
 from lfs.winner import best_at_horizon
 from search_space import LossSchedule, LossSpec, catalog
-from search_space.parts import ConstantScale, ModulatingTarget
+from search_space.parts import (
+    CombinedTarget,
+    ConstantMargin,
+    ConstantScale,
+    ModulatingBinsTarget,
+    ModulatingTarget,
+)
 from tests.lfs.command import TINY_SEARCH, lossearch
 from tests.lfs.toy import CONTROLLERS, HORIZON_EPOCHS, RecordingRunner, started
 from trainers.outcome import Outcome
@@ -45,6 +51,8 @@ COUNTS = [3 + index for index in range(8)]
 SOFTMAX = catalog.softmax(scale=16)
 COSFACE = catalog.cosface(margin=0.2, scale=16)
 MODULATING = LossSpec(target=ModulatingTarget(u=3.2), scale=ConstantScale(value=16))
+ADACOS = catalog.adacos_dynamic()
+ADACOS_REWRITTEN = ADACOS.replace(target=CombinedTarget(), margin=ConstantMargin())
 ARCFACE = catalog.arcface(scale=16)
 INFINITE = LossSpec(target=ModulatingTarget(u=3.2), scale=ConstantScale(value=1e-40))
 FALLING = catalog.am_lfs_free([-1.0] * 4, [0.0] * 4, [1.0] * 4, [0.0] * 4, scale=16)
@@ -58,7 +66,7 @@ def trial(number: int, spec: LossSpec, **changes: object) -> Trial:
 def verdicts(*trials: Trial) -> list[tuple[int, str, int | None]]:
     """What a fresh filter says of these trials, one after the other: (trial, verdict, same_as)."""
     preflight = Preflight(COUNTS)
-    said = [preflight.examine(each) for each in trials]
+    said = [preflight.examine(each, {}) for each in trials]
     return [(each.trial, each.verdict, each.same_as) for each in said if each is not None]
 
 
@@ -173,8 +181,8 @@ def test_the_same_gradients_trained_otherwise_are_only_noted(change: dict[str, o
     if "parent" in change:
         change = {**change, "epochs": 3}
     preflight = Preflight(COUNTS)
-    assert preflight.examine(trial(0, COSFACE)) is None
-    said = preflight.examine(trial(1, MODULATING, **change))
+    assert preflight.examine(trial(0, COSFACE), {}) is None
+    said = preflight.examine(trial(1, MODULATING, **change), {})
     assert said is not None
     assert (said.verdict, said.same_as) == ("noted", 0)
     assert said.reason == f"equivalent to trial 0: the same gradients; it differs in {differs_in}"
@@ -199,10 +207,42 @@ def test_what_the_parent_was_trained_with_does_not_count() -> None:
     assert verdicts(root, *children) == [(2, "reused", 1)]
 
 
+def test_bins_of_the_probability_that_no_probe_falls_into_are_noted_and_not_reused() -> None:
+    u = (0.5,) * 10
+    one, other = (
+        LossSpec(target=ModulatingBinsTarget(u=each), scale=ConstantScale(value=512))
+        for each in (u, (*u[:4], 0.55, *u[5:]))
+    )
+    preflight = Preflight(COUNTS)
+    assert preflight.examine(trial(0, one), {}) is None
+    said = preflight.examine(trial(1, other), {})
+    assert said is not None
+    assert (said.verdict, said.same_as) == ("noted", 0)
+    assert said.reason == "equivalent to trial 0: the same gradients on all probes"
+    again = preflight.examine(trial(2, one), {})
+    assert again is not None
+    assert (again.verdict, again.same_as) == ("reused", 0)
+
+
+@pytest.mark.parametrize(
+    ("specs", "later"),
+    [((COSFACE, MODULATING), "reused"), ((ADACOS, ADACOS_REWRITTEN), "noted")],
+    ids=["without a state", "with a state"],
+)
+def test_a_state_that_is_taken_over_is_noted_and_not_reused(specs: tuple[LossSpec, LossSpec], later: str) -> None:
+    root = trial(0, SOFTMAX)
+    fresh = [trial(number, spec) for number, spec in enumerate(specs, 1)]
+    assert verdicts(root, *fresh)[-1] == (2, "reused", 1)
+    switched = [trial(n, SOFTMAX, schedule=root.schedule.then(1, spec), epochs=2) for n, spec in enumerate(specs, 1)]
+    assert verdicts(root, *switched)[-1] == (2, later, 1)
+    continued = [replace(each, parent=0) for each in switched]
+    assert verdicts(root, *continued)[-1] == (2, later, 1)
+
+
 def test_a_factor_is_noted_with_its_size() -> None:
     preflight = Preflight(COUNTS)
-    preflight.examine(trial(0, SOFTMAX))
-    said = preflight.examine(trial(1, SOFTMAX.replace(weight=2)))
+    preflight.examine(trial(0, SOFTMAX), {})
+    said = preflight.examine(trial(1, SOFTMAX.replace(weight=2)), {})
     assert said is not None
     assert (said.verdict, said.same_as) == ("noted", 0)
     assert said.reason == "equivalent to trial 0: its gradients times 2"
@@ -291,9 +331,39 @@ def test_a_duplicate_waits_for_an_original_that_is_still_trained(tmp_path: Path)
     events = run(tmp_path / "a", controller(), runner, executor=WideExecutor)
     assert [event.trial for event in events if isinstance(event, Told)] == [0, 1, 2]
     assert runner.ran == [0, 2]
-    failing = RecordingRunner(failing={0: "diverged"})
+    failing = RecordingRunner(failing={0: "diverged: loss is nan"})
     told = outcomes(run(tmp_path / "b", controller(), failing, executor=WideExecutor))
-    assert told[1].error == told[0].error == "diverged"
+    assert told[1].error == told[0].error == "diverged: loss is nan"
+
+
+def three_alike() -> Controller:
+    """Two twins of trial 0 and another loss, then a third twin."""
+    first = [trial(0, COSFACE, epochs=5), trial(1, MODULATING, epochs=5), trial(2, COSFACE, epochs=5)]
+    return Scripted([first, [trial(3, MODULATING, epochs=5)]])
+
+
+@pytest.mark.parametrize(
+    ("executor", "waiting"), [(SerialExecutor, []), (WideExecutor, [(1, "reused"), (2, "reused")])]
+)
+def test_what_the_machine_failed_is_nobodys_original(
+    executor: type[SerialExecutor], waiting: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    runner = RecordingRunner(failing={0: "MemoryError: no room"})
+    whole = run(tmp_path / "whole", three_alike(), runner, executor=executor)
+    said = [(event.trial, event.verdict) for event in whole if isinstance(event, Examined)]
+    noted = [(1, "noted"), (2, "noted")] if waiting else [(1, "noted"), (2, "reused")]
+    assert said == [*waiting, *noted, (3, "reused")]
+    assert examined(whole)[3].same_as == 1
+    assert runner.ran == ([0, 1, 2] if waiting else [0, 1])
+    told = outcomes(whole)
+    assert [number for number, outcome in told.items() if outcome.error] == [0]
+    lines = (tmp_path / "whole" / FILE_NAME).read_bytes().splitlines(keepends=True)
+    for cut in range(1, len(lines)):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / FILE_NAME).write_bytes(b"".join(lines[:cut]))
+        again = RecordingRunner(failing={0: "MemoryError: no room"})
+        assert essence(run(folder, three_alike(), again, executor=executor)) == essence(whole)
 
 
 def test_children_of_a_duplicate_start_from_its_originals_checkpoint(tmp_path: Path) -> None:
@@ -449,7 +519,7 @@ def test_progress_says_why_a_trial_was_not_trained(tmp_path: Path) -> None:
         progress.on_event(event)
     said = console.export_text()
     assert "trial 1: rejected before training: its value is not finite in float32 at cos_y = -1" in said
-    assert "trial 3: ∂L/∂cos_j < 0 at cos_y = " in said
+    assert "trial 3: warning: ∂L/∂cos_j < 0 at cos_y = " in said
     assert ", that of trial 0, 0.0 s; 3 trials done" in said
     console.print(progress._render())  # a terminal would draw it
     assert "9 done, 0 running, 2 rejected, 2 reused, 1 warned" in console.export_text()

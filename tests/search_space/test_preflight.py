@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_space import LossSpec, catalog, parts
-from search_space.preflight import Examination, Gradients, examine, free_form
+from search_space.preflight import Examination, Gradients, examine
 
 CLASSES = 20
 COUNTS = [3 + index % 7 for index in range(CLASSES)]
@@ -88,15 +88,37 @@ def test_a_falling_target_map_matters_only_where_its_gradient_is_used(gradient: 
     assert look(spec).verdict == ("reject" if gradient == "exact" else "pass")
 
 
-def test_wrong_signs_of_a_named_loss_warn_and_of_a_free_form_one_reject() -> None:
-    curricular = catalog.curricularface()
-    drawn = LossSpec(target=parts.PiecewiseTarget(knots=(-1.0, 1.0)), negative=curricular.negative)
-    assert not free_form(curricular)
-    assert free_form(drawn)
-    assert free_form(catalog.am_lfs_free())
-    assert free_form(LossSpec(objective=parts.PiecewiseTau(slopes=(1.0,))))
-    assert look(curricular).verdict == "warn"
-    assert look(drawn).verdict == "reject"
+CURRICULAR = parts.CurricularNegative()
+RISING, FALLING = parts.PiecewiseTarget(knots=(-1.0, 1.0)), parts.PiecewiseTarget(knots=(-1.0, 1.0, 0.9))
+X2_PEAK = parts.X2Target(h_rad=1.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "verdict", "sign"),
+    [
+        (LossSpec(negative=CURRICULAR, objective=parts.PiecewiseTau(slopes=(1.0, 2.0))), "warn", "∂L/∂cos_j < 0"),
+        (LossSpec(negative=CURRICULAR, target=RISING), "warn", "∂L/∂cos_j < 0"),
+        (LossSpec(negative=CURRICULAR, target=FALLING), "reject", "∂L/∂cos_y > 0"),
+        (LossSpec(negative=parts.SymbolicNegative(n=("-", 0.0, "c"))), "reject", "∂L/∂cos_j < 0"),
+        (LossSpec(target=X2_PEAK), "warn", "∂L/∂cos_y > 0"),
+        (LossSpec(target=X2_PEAK, objective=parts.PiecewiseTau(slopes=(1.0, 2.0))), "warn", "∂L/∂cos_y > 0"),
+        (LossSpec(target=X2_PEAK, negative=parts.SymbolicNegative(n=("-", 0.0, "c"))), "reject", "∂L/∂cos_j < 0"),
+    ],
+)
+def test_a_wrong_sign_is_rejected_only_where_a_part_is_free_to_cause_it(
+    spec: LossSpec, verdict: str, sign: str
+) -> None:
+    found = look(spec)
+    assert found.verdict == verdict
+    assert found.reason.startswith(f"{sign} at cos_y = ")
+
+
+def soft_norm(norm: float) -> LossSpec:
+    return LossSpec(scale=parts.SoftNormScale(norm=norm))
+
+
+def bounded_norm(lower: float, upper: float) -> LossSpec:
+    return SOFTMAX.replace(regularizer=parts.NormRegularizer(lower_norm=lower, upper_norm=upper))
 
 
 SAME = {
@@ -129,6 +151,11 @@ OTHER = {
     "margins by class size": (catalog.class_size(power=0.25), catalog.class_size(power=0.3)),
     "more centers": (catalog.arcface(), catalog.subcenter_arcface()),
     "a little more margin": (catalog.cosface(margin=0.35), catalog.cosface(margin=0.3501)),
+    "wanted norms, large": (soft_norm(200), soft_norm(400)),
+    "wanted norms, small": (soft_norm(4.2), soft_norm(4.8)),
+    "wanted norms, tiny": (soft_norm(0.02), soft_norm(0.03)),
+    "lower bounds of the norm": (bounded_norm(1, 110), bounded_norm(4, 110)),
+    "upper bounds of the norm": (bounded_norm(10, 500), bounded_norm(10, 600)),
 }
 
 
@@ -175,6 +202,25 @@ def test_one_bin_of_ten_is_enough_to_differ(index: int, scale: float) -> None:
     one = gradients(catalog.am_lfs(tau=tau, scale=scale))
     tau[index] = 1.01
     assert not gradients(catalog.am_lfs(tau=tau, scale=scale)).same_as(one)
+
+
+@pytest.mark.parametrize("index", [1, 4, 5])
+def test_bins_that_no_probe_falls_into_are_not_trusted(index: int) -> None:
+    u = [0.5] * 10
+    one = gradients(scaled(parts.ModulatingBinsTarget(u=tuple(u)), 512))
+    assert one.trains_as(one, fresh=True)
+    u[index] = 0.55
+    other = gradients(scaled(parts.ModulatingBinsTarget(u=tuple(u)), 512))
+    assert not other.trains_as(one, fresh=True)
+
+
+@pytest.mark.parametrize(("pair", "has_state"), [("no focus", False), ("its gradient imposed", False), ("EMA", True)])
+def test_what_goes_on_from_a_state_is_not_trusted(pair: str, has_state: bool) -> None:
+    curricular = LossSpec(negative=CURRICULAR)
+    rewritten = curricular.replace(target=parts.CombinedTarget(), margin=parts.ConstantMargin())
+    one, other = map(gradients, SAME.get(pair, (curricular, rewritten)))
+    assert one.trains_as(other, fresh=True)
+    assert one.trains_as(other, fresh=False) != has_state
 
 
 @given(st.integers(0, 20))
