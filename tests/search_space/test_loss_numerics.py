@@ -42,7 +42,7 @@ EDGE_SPECS = {f"{name} s={scale}": at_scale(name, scale) for name in SCALED for 
     "sphereface_r_v2 exact s=512": catalog.sphereface_r_v2(m=4, scale=512, gradient="exact"),
     "sphereface2_a exact s=512": catalog.sphereface2_a(scale=512, gradient="exact"),
     "combined at its largest": catalog.combined(4, math.pi / 2, 1, 512),
-    # Without a scale of its own; those whose scale is ‖x‖ have their turn below, in half precision
+    # Without a scale of its own; those whose scale is ‖x‖ have their turn below
     **{name: spec for name, spec in ALL.items() if name not in SCALED and "norm" not in spec.scale.kind},
 }
 
@@ -364,5 +364,41 @@ def test_float32_errs_at_most_twice_as_much_as_plain_code(name: str, scale: floa
     truth = with_gradients(plain(name, scale, wide[0], wide[1], label_N, bias), wide[0], wide[1])
     naive = with_gradients(plain(name, scale, x_ND, w_RD, label_N, bias), x_ND, w_RD)
     ours = with_gradients(loss(x_ND, w_RD, label_N), x_ND, w_RD)
+    for mine, theirs, true in zip(ours, naive, truth, strict=True):
+        assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + EPS * true.abs().max()
+
+
+UNSCALED = ("adacos_fixed", "adacos_dynamic", "p2sgrad", "sphereface_r_nfn", "sphereface_r_sfn")
+
+
+def plain_without_scale(name: str, x_ND: Tensor, w_CD: Tensor, label_N: Tensor) -> Tensor:
+    """Losses whose scale is AdaCos's, the embedding's norm, or none."""
+    cos_NC = F.normalize(x_ND) @ F.normalize(w_CD).T
+    if name == "p2sgrad":
+        return 0.5 * ((cos_NC - F.one_hot(label_N, len(w_CD))) ** 2).sum(1)
+    if name.startswith("adacos"):
+        return F.cross_entropy(math.sqrt(2) * math.log(len(w_CD) - 1) * cos_NC, label_N, reduction="none")
+    n_NC, rows_N = passed((cos_NC.acos() / 1.4).cos(), cos_NC), torch.arange(len(label_N))
+    norm_N1 = x_ND.norm(dim=1, keepdim=True)
+    logit_NC = norm_N1 * n_NC
+    logit_NC[rows_N, label_N] = norm_N1[:, 0] * cos_NC[rows_N, label_N]
+    ce_N = F.cross_entropy(logit_NC, label_N, reduction="none")
+    return ce_N if name.endswith("nfn") else 50 / 60 * ce_N + 0.01 * (norm_N1[:, 0] - 60).abs()
+
+
+@pytest.mark.parametrize("name", UNSCALED)
+@pytest.mark.parametrize("norm", [1, 16, 64, 256, 512])
+@pytest.mark.parametrize("classes", [3, 300])
+def test_losses_without_a_scale_to_set_err_at_most_twice_as_much_too(name: str, norm: float, classes: int) -> None:
+    """NFN and SFN have the norm for a scale; the others must not mind it."""
+    generator = torch.Generator().manual_seed(classes)
+    w_CD = torch.randn(classes, 32, generator=generator).requires_grad_()
+    label_N = torch.randint(classes, (256,), generator=generator)
+    x_ND = torch.randn(256, 32, generator=generator) + torch.linspace(-2, 6, 256)[:, None] * w_CD.detach()[label_N]
+    x_ND = (norm * F.normalize(x_ND)).requires_grad_()
+    wide = [t.detach().double().requires_grad_() for t in (x_ND, w_CD)]
+    truth = with_gradients(plain_without_scale(name, wide[0], wide[1], label_N), wide[0], wide[1])
+    naive = with_gradients(plain_without_scale(name, x_ND, w_CD, label_N), x_ND, w_CD)
+    ours = with_gradients(built(ALL[name], classes).eval()(x_ND, w_CD, label_N), x_ND, w_CD)
     for mine, theirs, true in zip(ours, naive, truth, strict=True):
         assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + EPS * true.abs().max()
