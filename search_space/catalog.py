@@ -4,6 +4,7 @@
 0.4
 """
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -270,7 +271,9 @@ def get(name: str, **parameters: Value) -> LossSpec:
     """The named loss. Raises ValueError for an unknown name or parameter, or a value that does not fit."""
     entry = ENTRIES.get(name)
     if entry is None:
-        raise ValueError(f"unknown loss '{name}'; known are {', '.join(NAMES)}")
+        near = difflib.get_close_matches(name.lower(), NAMES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(NAMES)}"
+        raise ValueError(f"unknown loss '{name}'; {hint}")
     known = entry.defaults()
     for parameter, value in parameters.items():
         if parameter not in known:

@@ -123,7 +123,7 @@ CONFIGS = {
         "[space]\nm1 = [1, 1]\nm2_rad = [0, 0]\nm3 = [0, 0]\nscale = [8, 8]",
         ["space", "every parameter is fixed", "widen the bounds"],
     ),
-    "unknown loss": ('[[baselines]]\nloss = "arcfce"', ["baselines.0", "'arcfce'", "known are", "arcface"]),
+    "unknown loss": ('[[baselines]]\nloss = "arcfce"', ["baselines.0", "'arcfce'", "did you mean 'arcface'?"]),
     "no loss": ('[[baselines]]\nname = "mine"', ["lacks 'baselines.0.loss'"]),
     "unknown parameter of a loss": (
         '[[baselines]]\nloss = "arcface"\nparameters = {margin = 0.5}',

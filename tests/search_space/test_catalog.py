@@ -227,7 +227,9 @@ def test_get_passes_parameters_on() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "sentence"),
     [
-        ("arkface", {}, f"unknown loss 'arkface'; known are {', '.join(catalog.NAMES)}"),
+        ("nope", {}, f"unknown loss 'nope'; known are {', '.join(catalog.NAMES)}"),
+        ("arkface", {}, "unknown loss 'arkface'; did you mean 'arcface'?"),
+        ("ArcFace", {}, "unknown loss 'ArcFace'; did you mean 'arcface'?"),
         ("arcface", {"margin": 0.5}, "loss 'arcface' has no parameter 'margin'; it has margin_rad, scale, gradient"),
         ("adacos_dynamic", {"scale": 30}, "loss 'adacos_dynamic' has no parameter 'scale'; it has none"),
         ("modulating", {"margin": "x"}, "parameter 'margin' of loss 'modulating' must be a number, but got 'x'"),
