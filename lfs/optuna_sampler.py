@@ -6,10 +6,11 @@ exactly, so no second database has to agree with the journal.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from lfs.samplers import INTERVALS_ONLY, REWARD, Objective
-from search_space.domains import Domain, Values
+from search_space.domains import Domain, Parameter, Values, walk
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
 from trainers.outcome import Outcome
@@ -58,14 +59,7 @@ class OptunaSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask()
-            values: dict[str, float | str] = {}
-            for name, parameter in self._candidates.parameters.items():
-                if not parameter.active(values):
-                    continue
-                if isinstance(parameter, Domain):
-                    values[name] = trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)
-                else:
-                    values[name] = trial.suggest_categorical(name, parameter.options)
+            values = walk(self._candidates.parameters, partial(_suggested, trial))
         self._trials[number] = trial
         return self._candidates.decode(_inside(values, self._candidates))
 
@@ -82,6 +76,15 @@ class OptunaSampler:
     def summary(self) -> Mapping[str, float]:
         """How many candidates the sampler has learnt from."""
         return {"learnt_from": float(len(self._study.trials) - len(self._trials))}
+
+
+def _suggested(trial: Any, name: str, parameter: Parameter) -> float | str:
+    value: float | str
+    if isinstance(parameter, Domain):
+        value = trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)
+    else:
+        value = trial.suggest_categorical(name, parameter.options)
+    return value
 
 
 def _inside(values: Values, candidates: Trajectories) -> Values:

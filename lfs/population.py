@@ -7,7 +7,7 @@ import numpy as np
 
 from lfs.controller import finite_rewards
 from lfs.trial import Trial
-from search_space.domains import Domain, Parameter, Space, Values
+from search_space.domains import Domain, Parameter, Space, Values, walk
 from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.outcome import Outcome
@@ -121,16 +121,14 @@ class PopulationTraining:
 
 def perturbed(values: Values, parameters: Mapping[str, Parameter], rng: np.random.Generator) -> Values:
     """Values near these: intervals move by a Gaussian step, choices mostly stay; new branches are drawn."""
-    moved: dict[str, float | str] = {}
-    for name, parameter in parameters.items():
-        if not parameter.active(moved):
-            continue
+
+    def move(name: str, parameter: Parameter) -> float | str:
         held = values.get(name)
         if held is None or rng.random() < RESAMPLE:
-            moved[name] = parameter.draw(rng)
-        elif isinstance(parameter, Domain) and not isinstance(held, str):
+            return parameter.draw(rng)
+        if isinstance(parameter, Domain) and not isinstance(held, str):
             unit = parameter.to_unit(held) + STEP * rng.standard_normal()
-            moved[name] = parameter.from_unit(min(max(unit, 0.0), 1.0))
-        else:
-            moved[name] = held
-    return moved
+            return parameter.from_unit(min(max(unit, 0.0), 1.0))
+        return held
+
+    return walk(parameters, move)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import field_validator
 
-from search_space.domains import Parameter, Values
+from search_space.domains import walk
 from search_space.frozen import FrozenModel
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
@@ -70,7 +70,7 @@ class UniformSampler:
     def propose(self, number: int) -> LossSchedule:
         """A draw that depends on the seed and the number alone."""
         rng = np.random.default_rng([self._seed, number])
-        return self._candidates.decode(drawn(self._candidates.parameters, rng))
+        return self._candidates.decode(walk(self._candidates.parameters, lambda _, parameter: parameter.draw(rng)))
 
     def learn(self, number: int, outcome: Outcome) -> None:
         """Nothing."""
@@ -78,12 +78,3 @@ class UniformSampler:
     def summary(self) -> Mapping[str, float]:
         """No state."""
         return {}
-
-
-def drawn(parameters: Mapping[str, Parameter], rng: np.random.Generator) -> Values:
-    """Uniform values for the active parameters (log-uniform on log domains)."""
-    values: dict[str, float | str] = {}
-    for name, parameter in parameters.items():
-        if parameter.active(values):
-            values[name] = parameter.draw(rng)
-    return values

@@ -91,6 +91,15 @@ class Choice(_Parameter):
 Parameter = Domain | Choice
 
 
+def walk(parameters: Mapping[str, Parameter], ask: Callable[[str, Parameter], float | str]) -> Values:
+    """The values that `ask` gives for the active ones of the parameters, asked in order."""
+    values: dict[str, float | str] = {}
+    for name, parameter in parameters.items():
+        if parameter.active(values):
+            values[name] = ask(name, parameter)
+    return values
+
+
 class Space(FrozenModel, ABC):
     """What every space can do. `parameters`, `start`, `decode` and `encode` are each space's own."""
 
@@ -127,11 +136,7 @@ class Space(FrozenModel, ABC):
 
     def walk(self, ask: Callable[[str, Parameter], float | str]) -> Values:
         """The values that `ask` gives for the active parameters, asked in order: define-by-run sampling."""
-        values: dict[str, float | str] = {}
-        for name, parameter in self.parameters.items():
-            if parameter.active(values):
-                values[name] = ask(name, parameter)
-        return values
+        return walk(self.parameters, ask)
 
     def sample(self, rng: np.random.Generator) -> LossSpec:
         """A loss whose active parameters are drawn uniformly (log-uniformly on log domains)."""
