@@ -10,7 +10,6 @@ be chosen after that look: a killed comparison goes on with the same networks an
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.comparison import FOLDER, KEY, Comparison, clusters_of
 from lfs.entrants import Entrant
 from lfs.journal import FILE_NAME, Event, Finished, Journal, JournalError, Opened, Resumed, Scored, Started, read_events
-from lfs.launch import OnEvent, Plan, executor_of, held_journal, workspace_of
+from lfs.launch import OnEvent, Plan, executor_of, held_journal, started, workspace_of
 from lfs.runner import default_device
 from lfs.search import Past, replay, search
 from lfs.sources import versions
@@ -85,14 +84,8 @@ def _train(comparison: Comparison, launch: Plan, journal: Journal, on_event: OnE
 def _opening(comparison: Comparison, launch: Plan, numerics: Numerics) -> Started | Resumed:
     if comparison.begun:
         return Resumed(versions=versions())
-    config = {**launch.config.model_dump(mode="json"), "recipe": launch.recipe.model_dump(mode="json")}
-    return Started(
-        search_id=secrets.token_hex(6),
-        config={**config, KEY: comparison.plan.model_dump(mode="json")},
-        data=dict(launch.task.describe()),
-        versions=versions(),
-        numerics=numerics.model_dump(),
-    )
+    plan = {KEY: comparison.plan.model_dump(mode="json")}
+    return started(launch.config, launch.task, launch.recipe, numerics, plan)
 
 
 class _Test:

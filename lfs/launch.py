@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from lfs.budget import Budget, Clock
 from lfs.checkpoints import CheckpointStore
 from lfs.config import RunConfig
@@ -202,10 +204,17 @@ def run(planned: Plan, *, on_event: OnEvent) -> Finished:
 def _opening(planned: Plan, numerics: Numerics) -> Started | Resumed:
     if planned.started is not None:
         return Resumed(versions=versions())
+    return started(planned.config, planned.task, planned.recipe, numerics)
+
+
+def started(
+    config: RunConfig, task: Task, recipe: Recipe, numerics: Numerics, also: Mapping[str, JsonValue] | None = None
+) -> Started:
+    """The first event of a search; `also` goes into its config."""
     return Started(
         search_id=secrets.token_hex(6),
-        config={**planned.config.model_dump(mode="json"), "recipe": planned.recipe.model_dump(mode="json")},
-        data=dict(planned.task.describe()),
+        config={**config.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), **(also or {})},
+        data=dict(task.describe()),
         versions=versions(),
         numerics=numerics.model_dump(),
     )

@@ -7,7 +7,6 @@ searcher's saved state: the same events, from which `Tuner.restore` replays the 
 
 import json
 import math
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,11 +24,10 @@ from lfs.config import FixedListConfig, RunConfig, SamplerConfig, SearchConfig
 from lfs.config_file import ConfigError, overridden
 from lfs.executor import failure
 from lfs.journal import Asked, Event, JournalError, Started, Told
-from lfs.launch import resolved_recipe
+from lfs.launch import resolved_recipe, started
 from lfs.plan import make_controller
 from lfs.runner import TrainingRunner
 from lfs.search import replay
-from lfs.sources import versions
 from lfs.trial import Trial
 from search_space.frozen import FrozenModel
 from trainers.checkpoint import unpack
@@ -86,16 +84,9 @@ class TuneSearch(Searcher):
             )
         numerics = Numerics(threads=config.executor.threads, **config.numerics.model_dump(exclude_none=True))
         recipe = resolved_recipe(config, task)
-        started = Started(
-            search_id=secrets.token_hex(6),
-            config={**config.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")},
-            data=dict(task.describe()),
-            versions=versions(),
-            numerics=numerics.model_dump(),
-        )
         self._become(
             _State(
-                started=started,
+                started=started(config, task, recipe, numerics),
                 class_counts=tuple(task.train.class_counts()),
                 checkpoints=str(checkpoints.absolute()) if continuing and checkpoints is not None else None,
             )
