@@ -14,7 +14,7 @@ from search_space.frozen import FrozenModel, Real
 from search_space.spaces import AnySpace, CombinedMargin
 from search_space.spec import LossSpec
 from trainers.data import DataConfig
-from trainers.recipe import Recipe
+from trainers.recipe import Execution, Recipe
 
 Scalar = str | int | float | bool
 
@@ -201,6 +201,9 @@ class NumericsConfig(FrozenModel):
 
     dtype: Literal["float32", "bfloat16"] | None = None
     channels_last: bool | None = None
+    lockstep: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Candidates at a time on a worker, which share its batches: more of them are in flight at once."""
+    execution: Execution | None = None
 
 
 class TrackingConfig(FrozenModel):

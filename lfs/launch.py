@@ -27,7 +27,7 @@ from lfs.journal import (
     Started,
     read_events,
 )
-from lfs.plan import make_controller, most_at_once, planned_epochs
+from lfs.plan import lockstep_room, make_controller, most_at_once, planned_epochs
 from lfs.preflight import Preflight
 from lfs.runner import TrainingRunner, default_device
 from lfs.search import replay, search
@@ -35,6 +35,7 @@ from lfs.sources import versions
 from lfs.winner import best_at_horizon
 from trainers.data import load_task
 from trainers.image_folder import DataError
+from trainers.lockstep import probe_lockstep
 from trainers.numerics import probe
 from trainers.presets import recipe_defaults
 from trainers.recipe import Numerics, Recipe
@@ -148,6 +149,8 @@ def read_search(run_dir: Path) -> tuple[Started, list[Event]]:
 
 
 def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
+    if config.executor.kind == "serial":
+        _refuse_graph_without_gpu(config, gpu=default_device() == "cuda")
     try:
         task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache")
     except DataError as error:
@@ -246,18 +249,19 @@ def executor_of(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
         with _ray_executor(planned, known) as on_ray:
             yield on_ray
         return
-    numerics = known or _probe_here(planned)
-    yield SerialExecutor(TrainingRunner(planned.task, planned.recipe, numerics)), numerics
+    numerics = known or _probe_here(planned, workers=1)
+    runner = TrainingRunner(planned.task, planned.recipe, numerics)
+    yield SerialExecutor(runner, lockstep=numerics.lockstep), numerics
 
 
 def _known_numerics(planned: Plan) -> Numerics | None:
     """Those of the journal or of a config that leaves nothing to probe."""
     if planned.started is not None:
         return Numerics.model_validate(planned.started.numerics)
-    told = planned.config.numerics
-    if told.dtype is None or told.channels_last is None:
+    told = planned.config.numerics.model_dump()
+    if None in told.values():
         return None
-    return Numerics(dtype=told.dtype, channels_last=told.channels_last, threads=planned.config.executor.threads)
+    return Numerics(threads=planned.config.executor.threads, **told)
 
 
 @contextmanager
@@ -267,11 +271,16 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
     config, task, recipe = planned.config.executor, planned.task, planned.recipe
     with ray_executor.connected(config.address, cpus=(config.workers or 1) * config.threads) as have:
         gpus_each = config.gpus_per_worker if config.gpus_per_worker is not None else float(have.gpus >= 1)
-        numerics = known or ray_executor.call_on_worker(_probe_here, planned, cpus=config.threads, gpus=gpus_each)
+        _refuse_graph_without_gpu(planned.config, gpu=gpus_each > 0)
         room = ray_executor.room(cpus=config.threads, gpus=gpus_each)
+        workers = config.workers or max(1, min(planned.at_once, room))
+        numerics = known or ray_executor.call_on_worker(
+            _probe_here, planned, workers, cpus=config.threads, gpus=gpus_each
+        )
         executor = ray_executor.RayExecutor(
             TrainingRunner(task, recipe, numerics),
-            workers=config.workers or max(1, min(planned.at_once, room)),
+            workers=workers,
+            lockstep=numerics.lockstep,
             cpus_per_worker=config.threads,
             gpus_per_worker=gpus_each,
             trial_timeout_seconds=config.trial_timeout_seconds,
@@ -282,7 +291,29 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
             executor.close()
 
 
-def _probe_here(planned: Plan) -> Numerics:
-    """The fastest arithmetic on this machine, but for what the config says."""
-    probed = probe(planned.task, planned.recipe, device=default_device(), threads=planned.config.executor.threads)
-    return probed.model_copy(update=planned.config.numerics.model_dump(exclude_none=True))
+def _refuse_graph_without_gpu(config: RunConfig, *, gpu: bool) -> None:
+    if config.numerics.execution == "cuda_graph" and not gpu:
+        raise ConfigError(
+            "numerics.execution = 'cuda_graph' needs a GPU, but the workers have none; use 'eager' or 'compiled', or "
+            "leave it out"
+        )
+
+
+def _probe_here(planned: Plan, workers: int) -> Numerics:
+    """The fastest arithmetic and the fastest way to train several candidates on this machine, but for what the config
+    says."""
+    config, device = planned.config, default_device()
+    told = config.numerics.model_dump(exclude_none=True)
+    numerics = Numerics(threads=config.executor.threads, **told)
+    if config.numerics.dtype is None or config.numerics.channels_last is None:
+        numerics = probe(planned.task, planned.recipe, device=device, threads=numerics.threads).model_copy(update=told)
+    if config.numerics.lockstep is None or config.numerics.execution is None:
+        numerics = probe_lockstep(
+            planned.task,
+            planned.recipe,
+            numerics,
+            room=lockstep_room(config, workers),
+            epochs=max(1, planned.epochs // workers),
+            device=device,
+        ).model_copy(update=told)
+    return numerics

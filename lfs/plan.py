@@ -137,11 +137,11 @@ def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe, class_cou
     candidates = Trajectories(config.space, knots=search.knots, epochs=recipe.horizon_epochs)
     if search.sampler == "random":
         return UniformSampler(candidates, seed=config.seed)
-    workers = config.executor.workers or 1
-    if search.sampler == "cmaes" and workers > search.cmaes_population:
+    at_once = (config.executor.workers or 1) * (config.numerics.lockstep or 1)
+    if search.sampler == "cmaes" and at_once > search.cmaes_population:
         raise ValueError(
-            f"search.population of CMA-ES must be at least the number of workers, {workers}, or those beyond it would "
-            f"draw at random, but got {search.cmaes_population}"
+            f"search.population of CMA-ES must be at least the number of workers times numerics.lockstep, {at_once}, "
+            f"or those beyond it would draw at random, but got {search.cmaes_population}"
         )
     return OptunaSampler(
         candidates,
@@ -178,6 +178,21 @@ def _bracket_epochs(first: int, size: int, eta: int, horizon_epochs: int) -> int
         total += size * (epochs - before)
         size, before = size // eta, epochs
     return total
+
+
+LEARNING_STEPS = 8
+"""A sampler that learns from outcomes should see them in so many portions at least."""
+
+
+def lockstep_room(config: RunConfig, workers: int) -> int:
+    """How many candidates a worker could train in lockstep without idling others, or a sampler guessing blindly."""
+    search = config.search
+    if isinstance(search, PopulationConfig):
+        return 1  # members differ in their seeds, so that they share no batches
+    at_once = most_at_once(config) - len(config.all_baselines())
+    if isinstance(search, SamplerConfig) and search.sampler not in ("random", "qmc", "cmaes"):
+        at_once //= LEARNING_STEPS
+    return max(1, at_once // workers)
 
 
 def most_at_once(config: RunConfig) -> int:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,18 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 from lfs.checkpoints import Checkpoint
 from lfs.errors import UserError
-from lfs.executor import Attempts, Completed, Lost, Runner, cause_of, describe_exception, failure
+from lfs.executor import (
+    Attempts,
+    Completed,
+    Failure,
+    Job,
+    LockstepQueue,
+    Lost,
+    Runner,
+    describe_exception,
+    failure,
+    run_jobs,
+)
 from lfs.sources import source_digest
 from lfs.trial import Trial
 from trainers.outcome import Outcome
@@ -53,14 +63,6 @@ class ClusterError(UserError):
     """Ray cannot be started or joined as asked, or no worker is left; the message says why and what would be right."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An exception of the runner as text: not every exception survives the way between two processes."""
-
-    cause: str
-    reason: str
-
-
 class _Worker:
     """What lives in the actor's process."""
 
@@ -71,11 +73,11 @@ class _Worker:
     def ready(self) -> bool:
         return True
 
-    def run(self, trial: Trial, start: Checkpoint | None) -> tuple[Outcome | _Failure, Checkpoint | None]:
-        try:
-            return self._runner(trial, start)
-        except Exception as error:  # noqa: BLE001 (a candidate may fail in any way; it must not end the search)
-            return _Failure(cause_of(error), describe_exception(error)), None
+    def run(self, trials: Sequence[Trial], *starts: Checkpoint | None) -> tuple[object, ...]:
+        """Outcomes, then checkpoints."""
+        jobs = [Job(trial, start) for trial, start in zip(trials, starts, strict=True)]
+        results = [(each, None) if isinstance(each, Failure) else each for each in run_jobs(self._runner, jobs)]
+        return *(outcome for outcome, _ in results), *(checkpoint for _, checkpoint in results)
 
 
 def _refuse_other_sources(driver_digest: str) -> None:
@@ -87,7 +89,7 @@ def _refuse_other_sources(driver_digest: str) -> None:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     trial: Trial
     start: Any
@@ -111,9 +113,12 @@ class _Idle:
 
 @dataclass(slots=True)
 class _Running:
-    job: _Job
+    """Jobs in lockstep on one actor."""
+
+    jobs: Sequence[_Job]
     actor: Any
-    checkpoint: Any
+    returned: Sequence[Any]
+    """Object references: the outcomes, then the checkpoints."""
     since: float
 
 
@@ -237,6 +242,8 @@ def _call(driver_digest: str, function: Callable[..., R], *args: object) -> R:
 class RayExecutor:
     """`workers` actors, each with `cpus_per_worker` CPUs and a share of a GPU; the data is put once.
 
+    Up to `lockstep` trials run side by side on an actor, if the runner is a `LockstepRunner`.
+
     Outcome and checkpoint of a trial are two objects, so that only the checkpoints that are kept travel. A worker that
     is lost, or in which a trial raised or took longer than `trial_timeout_seconds`, is replaced, and the trial made
     again as `Attempts` allows; Ray's own retries are off. Only workers that are up are given trials: where the cluster
@@ -249,15 +256,16 @@ class RayExecutor:
         runner: Runner,
         *,
         workers: int,
+        lockstep: int = 1,
         cpus_per_worker: int = 1,
         gpus_per_worker: float = 0.0,
         trial_timeout_seconds: float | None = None,
     ) -> None:
         _refuse_beyond_room(workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
-        self._slots = workers
+        self._slots, self._lockstep = workers * lockstep, lockstep
         self._timeout_seconds = trial_timeout_seconds
         self._attempts = Attempts()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: LockstepQueue[_Job] = LockstepQueue(lockstep)
         self._expected: dict[Any, _Expected] = {}
         self._idle: list[_Idle] = []
         self._running: dict[Any, _Running] = {}
@@ -273,17 +281,19 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """The number of workers."""
+        """The number of workers, times the trials that each runs in lockstep."""
         return self._slots
 
     def submit(self, trial: Trial, start: Checkpoint | None) -> None:
-        """Start the trial on an idle worker, or queue it."""
-        self._waiting.append(_Job(trial, None if start is None else ray.put(start)))
-        self._dispatch()
+        """Start the trial on an idle worker, or queue it; one that may find company waits for it until `wait`."""
+        self._waiting.put(_Job(trial, None if start is None else ray.put(start)), trial, start)
+        if self._lockstep == 1:
+            self._dispatch()
 
     def wait(self) -> Sequence[Completed | Lost]:
         """Block until a trial is over or an attempt is lost."""
         while True:
+            self._dispatch()
             happened = self._look()
             self._dispatch()
             if happened:
@@ -309,9 +319,10 @@ class RayExecutor:
             if time.monotonic() - idle.since > FRESH_SECONDS:
                 self._expect(idle.actor, deaths=0)
                 continue
-            job = self._waiting.popleft()
-            outcome, checkpoint = idle.actor.run.options(num_returns=2).remote(job.trial, job.start)
-            self._running[outcome] = _Running(job, idle.actor, checkpoint, time.monotonic())
+            jobs = self._waiting.take(workers=1 + len(self._idle) + len(self._expected))
+            starts = [job.start for job in jobs]
+            returned = idle.actor.run.options(num_returns=2 * len(jobs)).remote([job.trial for job in jobs], *starts)
+            self._running[returned[0]] = _Running(jobs, idle.actor, returned, time.monotonic())
 
     def _look(self) -> list[Completed | Lost]:
         """Take in what has happened, waiting a second for it at most."""
@@ -321,7 +332,7 @@ class RayExecutor:
             if reference in self._expected:
                 self._welcome(self._expected.pop(reference), reference)
             else:
-                happened.append(self._collect(self._running.pop(reference), reference))
+                happened += self._collect(self._running.pop(reference))
         happened += self._overdue()
         self._stop_without_workers()
         return happened
@@ -358,39 +369,56 @@ class RayExecutor:
                 f"{have.gpus:g} GPUs; see what else uses it or which nodes are gone, then go on with 'lossearch resume'"
             )
 
-    def _collect(self, running: _Running, outcome: Any) -> Completed | Lost:
+    def _collect(self, running: _Running) -> list[Completed | Lost]:
+        outcomes, checkpoints = running.returned[: len(running.jobs)], running.returned[len(running.jobs) :]
         try:
-            value: Outcome | _Failure = ray.get(outcome)
+            values: list[Outcome | Failure] = ray.get(outcomes)
         except OutOfMemoryError as error:
-            return self._failed(running, "memory", f"out of memory: {_first_line(error)}")
+            return self._failed(running, Failure("memory", f"out of memory: {_first_line(error)}"))
         except RayTaskError as error:
-            return self._failed(running, "exception", _last_line(str(error)))
+            return self._failed(running, Failure("exception", _last_line(str(error))))
         except RayError as error:
             cause, *_ = _last_line(str(error)).split(". ")  # what follows are numbers and advice
-            return self._failed(running, "lost", f"worker lost: {cause}")
-        if isinstance(value, _Failure):
-            return self._failed(running, value.cause, value.reason)
-        self._idle.append(_Idle(running.actor, time.monotonic()))
-        return Completed(running.job.trial, value, partial(_fetch, running.checkpoint))
+            return self._failed(running, Failure("lost", f"worker lost: {cause}"))
+        if any(isinstance(value, Failure) for value in values):
+            self._replace(running)
+        else:
+            self._idle.append(_Idle(running.actor, time.monotonic()))
+        return [
+            self._again(job, value)
+            if isinstance(value, Failure)
+            else Completed(job.trial, value, partial(_fetch, checkpoint))
+            for job, value, checkpoint in zip(running.jobs, values, checkpoints, strict=True)
+        ]
 
     def _overdue(self) -> list[Completed | Lost]:
         if self._timeout_seconds is None:
             return []
         now = time.monotonic()
-        late = [ref for ref, running in self._running.items() if now - running.since > self._timeout_seconds]
-        reason = f"took longer than trial_timeout_seconds = {self._timeout_seconds:g}"
-        return [self._failed(self._running.pop(ref), "lost", reason) for ref in late]
+        late = [
+            ref
+            for ref, running in self._running.items()
+            if now - running.since > self._timeout_seconds * len(running.jobs)
+        ]
+        reason = Failure("lost", f"took longer than trial_timeout_seconds = {self._timeout_seconds:g}")
+        return [lost for ref in late for lost in self._failed(self._running.pop(ref), reason)]
 
-    def _failed(self, running: _Running, cause: str, reason: str) -> Completed | Lost:
-        """Replace the worker, whose state nobody knows, and make the trial again if that is due."""
+    def _failed(self, running: _Running, reason: Failure) -> list[Completed | Lost]:
+        self._replace(running)
+        return [self._again(job, reason, alone=len(running.jobs) == 1) for job in running.jobs]
+
+    def _replace(self, running: _Running) -> None:
+        """Start another worker in place of this one, whose state nobody knows."""
         _kill(running.actor)
         self._start_worker(deaths=0)
-        job = running.job
-        attempt = self._attempts.again(job.trial, cause)
+
+    def _again(self, job: _Job, failed: Failure, *, alone: bool = True) -> Completed | Lost:
+        """Make the trial again if that is due."""
+        attempt = self._attempts.again(job.trial, failed.cause, alone=alone)
         if attempt is None:
-            return Completed(job.trial, failure(reason), lambda: None)
-        self._waiting.appendleft(job)
-        return Lost(job.trial, attempt, reason)
+            return Completed(job.trial, failure(failed.reason), lambda: None)
+        self._waiting.put_back(job)
+        return Lost(job.trial, attempt, failed.reason)
 
 
 def _kill(actor: Any) -> None:

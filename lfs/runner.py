@@ -1,15 +1,16 @@
-"""`TrainingRunner`: what a worker does with a trial."""
+"""`TrainingRunner`: what a worker does with a trial, or with several in lockstep."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lfs.checkpoints import Checkpoint
+from lfs.executor import Job
 from lfs.trial import Trial
-from trainers.outcome import Outcome
 from trainers.recipe import Numerics, Recipe
 from trainers.task import Task
-from trainers.training import train
+from trainers.training import Candidate, Result, train_together
 
 
 def default_device() -> str:
@@ -25,17 +26,23 @@ class TrainingRunner:
     recipe: Recipe
     numerics: Numerics
 
-    def __call__(self, trial: Trial, start: Checkpoint | None) -> tuple[Outcome, Checkpoint | None]:
+    def __call__(self, trial: Trial, start: Checkpoint | None) -> Result:
         """Train one trial, under the recipe as far as the trial does not differ from it."""
-        recipe = Recipe.model_validate({**self.recipe.model_dump(), **trial.recipe})
-        return train(
-            trial.schedule,
+        (result,) = self.together([Job(trial, start)])
+        return result
+
+    def together(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Train trials of one `lockstep_key` in lockstep."""
+        trial = jobs[0].trial
+        return train_together(
+            [
+                Candidate(schedule=job.trial.schedule, start=job.start, fresh_optimizer=job.trial.fresh_optimizer)
+                for job in jobs
+            ],
             self.task,
-            recipe=recipe,
+            recipe=Recipe.model_validate({**self.recipe.model_dump(), **trial.recipe}),
             numerics=self.numerics,
             seed=trial.seed,
             epochs=trial.epochs,
-            start=start,
-            fresh_optimizer=trial.fresh_optimizer,
             device=default_device(),
         )

@@ -32,11 +32,17 @@ def unpack(payload: npt.NDArray[np.uint8]) -> tuple[dict[str, torch.Tensor], dic
     """
     data = payload.tobytes()
     try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tensors, json.loads(header["__metadata__"][_KEY])
+        return safetensors.torch.load(data), unpack_meta(payload)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"not a checkpoint of this program ({len(data)} bytes): {error!r}") from None
+
+
+def unpack_meta(payload: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """The JSON value alone; no tensor is read. Raises `ValueError` or `KeyError` for what is no such checkpoint."""
+    size = int.from_bytes(payload[:8].tobytes(), "little")
+    header = json.loads(payload[8 : 8 + size].tobytes())
+    meta: dict[str, Any] = json.loads(header["__metadata__"][_KEY])
+    return meta
 
 
 def network_only(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -69,6 +69,9 @@ class Learner:
         rows, dim = len(class_counts) * spec.centers, recipe.embedding_dim
         weights_RD = torch.randn(rows, dim, generator=generator) / dim**0.5
         self._model = _Candidate(network, weights_RD, self._build_loss(spec)).to(device)
+        if numerics.execution == "cuda_graph":
+            batch = min(recipe.batch_size, sum(class_counts))
+            nm.capture(self._model.network, (batch, *image_shape), numerics, device)
         self._optimizer = self._make_optimizer()
 
     def _build_loss(self, spec: LossSpec) -> Loss:

@@ -1,7 +1,8 @@
 """How the arithmetic is done: chosen by a short measurement, then applied by every worker."""
 
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -37,10 +38,42 @@ def placed(network: EmbeddingNetwork, numerics: Numerics, device: torch.device) 
 
 def run(network: EmbeddingNetwork, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
     """Embeddings N×D of float images, float32 even where the network computes in bfloat16."""
-    half = numerics.dtype == "bfloat16"
-    with torch.autocast(images_NKHW.device.type, dtype=torch.bfloat16, enabled=half):
-        embeddings_ND: Tensor = network(images_NKHW.contiguous(memory_format=_layout(numerics)))
+    forward = _compiled_forward() if numerics.execution == "compiled" and network.training else _forward
+    return forward(network, images_NKHW.contiguous(memory_format=_layout(numerics)), numerics)
+
+
+def _forward(network: EmbeddingNetwork, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
+    with _autocast(images_NKHW.device, numerics):
+        embeddings_ND: Tensor = network(images_NKHW)
     return embeddings_ND
+
+
+@functools.cache
+def _compiled_forward() -> Callable[[EmbeddingNetwork, Tensor, Numerics], Tensor]:
+    """One graph for all networks of a shape: their weights are inputs of it."""
+    return torch.compile(_forward, fullgraph=True, dynamic=False)
+
+
+def _autocast(device: torch.device, numerics: Numerics) -> torch.autocast:
+    """A CUDA graph must not find weights in autocast's cache that its next replay would not see change."""
+    return torch.autocast(
+        device.type,
+        dtype=torch.bfloat16,
+        enabled=numerics.dtype == "bfloat16",
+        cache_enabled=numerics.execution != "cuda_graph",
+    )
+
+
+def capture(network: EmbeddingNetwork, images_shape: Sequence[int], numerics: Numerics, device: torch.device) -> None:
+    """Have the training passes of `network`, in training mode, replay CUDA graphs for batches of `images_shape`.
+
+    Its weights and averages stay as they are. Weights may change later in place, not be replaced.
+    """
+    held = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images_NKHW = torch.zeros(*images_shape, device=device).contiguous(memory_format=_layout(numerics))
+    with _autocast(device, numerics):
+        torch.cuda.make_graphed_callables(network, (images_NKHW,))  # trains a few steps to warm up
+    network.load_state_dict(held)
 
 
 def _layout(numerics: Numerics) -> torch.memory_format:

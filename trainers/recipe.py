@@ -20,6 +20,11 @@ RewardMetric = Literal[
 ]
 
 
+Execution = Literal["eager", "compiled", "cuda_graph"]
+"""How the network's training passes run: operation by operation, as one graph that torch compiles once a worker for all
+candidates, or as one CUDA graph a candidate. Evaluation and losses are always eager."""
+
+
 class Augmentation(FrozenModel):
     """Random changes of each training image, drawn anew each epoch. Zero or False switches one off."""
 
@@ -56,3 +61,6 @@ class Numerics(FrozenModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    lockstep: Annotated[int, Field(ge=1, le=64)] = 1
+    """So many candidates at a time share a worker and its augmented batches."""
+    execution: Execution = "eager"

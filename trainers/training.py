@@ -1,12 +1,15 @@
-"""`train`: one candidate loss in, one `Outcome` out.
+"""`train`: one candidate loss in, one `Outcome` out. `train_together`: several, in lockstep on one device.
 
-On a CPU, equal arguments give bit-identical outcomes (but for the seconds) and checkpoints, and training 3 epochs,
-stopping and continuing 3 gives what training 6 gives: data order, augmentation and random margins are functions of
-(seed, epoch), the learning rate of the step within the recipe's horizon, and the checkpoint holds the rest.
+On a CPU, equal arguments give bit-identical outcomes (but for the seconds) and checkpoints, alone or in lockstep, and
+training 3 epochs, stopping and continuing 3 gives what training 6 gives: data order, augmentation and random margins
+are functions of (seed, epoch), the learning rate of the step within the recipe's horizon, and the checkpoint holds the
+rest.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,6 +33,19 @@ _CHECK_EVERY = 8
 _WEIGHTS, _BATCHES, _MARGINS = 0, 1, 2
 """What a stream of random numbers is for."""
 
+Result = tuple[Outcome, npt.NDArray[np.uint8] | None]
+"""An outcome and a checkpoint, or None in its place when training diverged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What the candidates of a lockstep may differ in: the losses, the checkpoint that is continued, and whether its
+    weights alone are taken, not its optimiser's state."""
+
+    schedule: LossSchedule
+    start: npt.NDArray[np.uint8] | None = None
+    fresh_optimizer: bool = False
+
 
 def train(
     schedule: LossSchedule,
@@ -42,7 +58,7 @@ def train(
     start: npt.NDArray[np.uint8] | None = None,
     fresh_optimizer: bool = False,
     device: str = "cpu",
-) -> tuple[Outcome, npt.NDArray[np.uint8] | None]:
+) -> Result:
     """Train up to absolute epoch `epochs`, from scratch or from the checkpoint `start`; score after each epoch.
 
     `fresh_optimizer` takes the weights of `start` alone, not its optimiser's state.
@@ -54,44 +70,132 @@ def train(
     Raises `ValueError` when `epochs` is beyond the recipe's horizon, or when `start` is no checkpoint, has reached
     `epochs` already, or holds a network or class weights of other shapes.
     """
+    candidate = Candidate(schedule=schedule, start=start, fresh_optimizer=fresh_optimizer)
+    (result,) = train_together(
+        [candidate], task, recipe=recipe, numerics=numerics, seed=seed, epochs=epochs, device=device
+    )
+    return result
+
+
+def train_together(
+    candidates: Sequence[Candidate],
+    task: Task,
+    *,
+    recipe: Recipe,
+    numerics: Numerics,
+    seed: int,
+    epochs: int,
+    device: str = "cpu",
+) -> list[Result]:
+    """What `[train(...) for each of candidates]` gives, from one stream of augmented batches.
+
+    Each batch is drawn and augmented once, then every candidate takes its step on it; one that diverges drops out.
+    `seconds` of an outcome are its share of the wall time, by the images that it saw.
+
+    Raises `ValueError` as `train` does, and when the candidates do not start after the same epoch.
+    """
     began = time.perf_counter()
     place = torch.device(device)
-    tensors, progress = unpack(start) if start is not None else ({}, {"epoch": 0, "images": 0})
-    first = progress["epoch"]
-    _refuse_epochs(first, epochs, recipe.horizon_epochs)
-    history: list[dict[str, float]] = []
-    error = symptom = None
     with applied(numerics):
         batches = _Batches(task.train, recipe, seed, place)
         evaluator = Evaluator(task, place)
         new_learner = partial(_new_learner, task=task, recipe=recipe, numerics=numerics, seed=seed, device=place)
-        learner = new_learner(schedule.at(max(first - 1, 0)))  # the loss that `start` was trained under
+        lanes = [_Lane(candidate, new_learner) for candidate in candidates]
+        first = _common_start(lanes)
+        _refuse_epochs(first, epochs, recipe.horizon_epochs)
+        for epoch in range(first, epochs):
+            _train_epoch(_living(lanes), batches, epoch, recipe)
+            for lane in _living(lanes):
+                lane.score(epoch, evaluator)
+        symptoms = [None if lane.error else lane.symptom(evaluator, new_learner) for lane in lanes]
+    seconds_an_image = (time.perf_counter() - began) / max(1, sum(lane.images for lane in lanes))
+    return [
+        lane.result(recipe, epochs, seconds=seconds_an_image * lane.images, symptom=symptom)
+        for lane, symptom in zip(lanes, symptoms, strict=True)
+    ]
+
+
+class _Lane:
+    """One candidate of a lockstep. `error` says how it diverged; `images` counts those seen by this call."""
+
+    def __init__(self, candidate: Candidate, new_learner: Callable[[LossSpec], Learner]) -> None:
+        tensors, progress = unpack(candidate.start) if candidate.start is not None else ({}, {"epoch": 0, "images": 0})
+        self.first: int = progress["epoch"]
+        self.images = 0
+        self.error: str | None = None
+        self._images_before: int = progress["images"]
+        self._schedule = candidate.schedule
+        self._history: list[dict[str, float]] = []
+        self._learner = new_learner(
+            self._schedule.at(max(self.first - 1, 0))
+        )  # the loss that `start` was trained under
         if tensors:
-            learner.load(without_optimizer(tensors) if fresh_optimizer else tensors)
+            self._learner.load(without_optimizer(tensors) if candidate.fresh_optimizer else tensors)
+
+    def begin(self, epoch: int, seed: int, device: torch.device) -> None:
+        """Take up the loss of a 0-based epoch."""
+        self._learner.use(self._schedule.at(epoch))
+        self._learner.draw_margins_from(_generator(seed, _MARGINS, epoch))
+        self._total, self._steps = torch.zeros((), device=device), 0
+
+    def step(self, epoch: int, images_NKHW: Tensor, label_N: Tensor, *, learning_rate: float, look: bool) -> None:
+        """One step; with `look`, see whether the loss or its state has left its bounds."""
+        self._total += self._learner.step(images_NKHW, label_N, learning_rate=learning_rate)
+        self._steps += 1
+        self.images += len(label_N)
+        if look:
+            with self._noting_divergence(epoch):
+                if not self._total.isfinite():
+                    raise Diverged("the loss is not finite")
+                if complaint := self._learner.diagnose():
+                    raise Diverged(complaint)
+
+    def score(self, epoch: int, evaluator: Evaluator) -> None:
+        """Add the epoch to the history."""
+        with self._noting_divergence(epoch):
+            row = {
+                "epoch": epoch + 1,
+                "cost/images": self._images_before + self.images,
+                "train/loss": float(self._total) / self._steps,
+            }
+            self._history.append(row | evaluator.scores(self._learner))
+
+    @contextmanager
+    def _noting_divergence(self, epoch: int) -> Iterator[None]:
         try:
-            for epoch in range(first, epochs):
-                learner.use(schedule.at(epoch))
-                learner.draw_margins_from(_generator(seed, _MARGINS, epoch))
-                loss = _train_epoch(learner, batches, epoch, recipe)
-                scores = evaluator.scores(learner)
-                seen = progress["images"] + batches.served
-                history.append({"epoch": epoch + 1, "cost/images": seen, "train/loss": loss, **scores})
+            yield
         except Diverged as reason:
-            error = f"diverged: {reason} in epoch {epoch + 1}"
-        else:
-            symptom = collapse(history[-1], lambda: evaluator.scores(new_learner(schedule.final))["val/rank1"])
-    outcome = Outcome(
-        reward=None if error else reward_of(history[-1], recipe.reward),
-        metrics=history[-1] if history else {},
-        history=tuple(history),
-        seconds=time.perf_counter() - began,
-        images=batches.served,
-        error=error,
-        collapse=symptom,
-    )
-    if error:
-        return outcome, None
-    return outcome, pack(learner.tensors(), {"epoch": epochs, "images": progress["images"] + batches.served})
+            self.error = f"diverged: {reason} in epoch {epoch + 1}"
+
+    def symptom(self, evaluator: Evaluator, new_learner: Callable[[LossSpec], Learner]) -> str | None:
+        """Of a collapse."""
+        return collapse(self._history[-1], lambda: evaluator.scores(new_learner(self._schedule.final))["val/rank1"])
+
+    def result(self, recipe: Recipe, epochs: int, *, seconds: float, symptom: str | None) -> Result:
+        """The outcome and the checkpoint."""
+        outcome = Outcome(
+            reward=None if self.error else reward_of(self._history[-1], recipe.reward),
+            metrics=self._history[-1] if self._history else {},
+            history=tuple(self._history),
+            seconds=seconds,
+            images=self.images,
+            error=self.error,
+            collapse=symptom,
+        )
+        if self.error:
+            return outcome, None
+        return outcome, pack(self._learner.tensors(), {"epoch": epochs, "images": self._images_before + self.images})
+
+
+def _living(lanes: Sequence[_Lane]) -> list[_Lane]:
+    return [lane for lane in lanes if lane.error is None]
+
+
+def _common_start(lanes: Sequence[_Lane]) -> int:
+    firsts = sorted({lane.first for lane in lanes})
+    if len(firsts) > 1:
+        raise ValueError(f"candidates in lockstep must start after the same epoch, but start after epochs {firsts}")
+    return firsts[0]
 
 
 def _refuse_epochs(first: int, epochs: int, horizon_epochs: int) -> None:
@@ -116,19 +220,18 @@ def _new_learner(
     )
 
 
-def _train_epoch(learner: Learner, batches: "_Batches", epoch: int, recipe: Recipe) -> float:
-    """Train one 0-based epoch; the mean loss. Raises `Diverged` when the loss or its state leaves its bounds."""
-    total = torch.zeros((), device=batches.device)
-    for step, (images_NKHW, label_N) in enumerate(batches.of(epoch)):
+def _train_epoch(lanes: Sequence[_Lane], batches: "_Batches", epoch: int, recipe: Recipe) -> None:
+    """Train one 0-based epoch; a lane that diverges goes no further."""
+    for lane in lanes:
+        lane.begin(epoch, batches.seed, batches.device)
+    for step, (images_NKHW, label_N) in enumerate(batches.of(epoch) if lanes else ()):
         position = epoch * batches.steps + step
         rate = one_cycle(position, recipe.horizon_epochs * batches.steps, peak=recipe.learning_rate)
-        total += learner.step(images_NKHW, label_N, learning_rate=rate)
-        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == batches.steps:
-            if not total.isfinite():
-                raise Diverged("the loss is not finite")
-            if complaint := learner.diagnose():
-                raise Diverged(complaint)
-    return float(total) / batches.steps
+        look = (step + 1) % _CHECK_EVERY == 0 or step + 1 == batches.steps
+        for lane in (living := _living(lanes)):
+            lane.step(epoch, images_NKHW, label_N, learning_rate=rate, look=look)
+        if not living:
+            return
 
 
 class _Batches:
@@ -137,16 +240,14 @@ class _Batches:
     def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._images, self._labels = on_device(data.images, device), on_device(data.labels, device)
         self._size = min(recipe.batch_size, len(data.labels))
-        self._augmentation, self._seed, self.device = recipe.augmentation, seed, device
+        self._augmentation, self.seed, self.device = recipe.augmentation, seed, device
         self.steps = len(data.labels) // self._size
-        self.served = 0
 
     def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels of each batch; what does not fill a batch is left out."""
-        generator = _generator(self._seed, _BATCHES, epoch)
+        generator = _generator(self.seed, _BATCHES, epoch)
         order = torch.randperm(len(self._labels), generator=generator)[: self.steps * self._size]
         for index in order.to(self.device).view(self.steps, self._size):
-            self.served += self._size
             yield augment(as_float(self._images[index]), self._augmentation, generator), self._labels[index]
 
 

@@ -22,6 +22,8 @@ TINY_SEARCH = (
     "--set=tracking.enabled=false",
     "--set=numerics.dtype=float32",
     "--set=numerics.channels_last=false",
+    "--set=numerics.lockstep=1",
+    "--set=numerics.execution=eager",
     "--set=recipe.width=4",
     "--set=recipe.embedding_dim=8",
     "--set=recipe.batch_size=16",

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from lfs.checkpoints import Checkpoint
-from lfs.executor import Completed, Executor, Lost
+from lfs.executor import Completed, Executor, Job, Lost, Result
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
 from trainers.outcome import Outcome
@@ -71,6 +71,7 @@ class Player:
         }
         acts[trial.name](trial)
         metrics = {
+            "company": 1.0,
             "pid": float(os.getpid()),
             "folder": float(Path.cwd().stat().st_ino),
             "gpu": float(os.environ.get("CUDA_VISIBLE_DEVICES") or -1),
@@ -82,6 +83,15 @@ class Player:
         }
         checkpoint = np.full(CHECKPOINT_BYTES, trial.number % 256, dtype=np.uint8)
         return Outcome(reward=1.0, metrics=metrics, seconds=0.0, images=1), checkpoint
+
+    def together(self, jobs: Sequence[Job]) -> list[Result]:
+        """One after the other; each outcome tells how many there were."""
+        results = []
+        for job in jobs:
+            outcome, checkpoint = self(job.trial, job.start)
+            metrics = {**outcome.metrics, "company": float(len(jobs))}
+            results.append((replace(outcome, metrics=metrics), checkpoint))
+        return results
 
     def _meet(self, trial: Trial) -> None:
         """Go on once two trials of this meeting run at the same time."""

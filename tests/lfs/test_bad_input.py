@@ -98,7 +98,16 @@ CONFIGS = {
     ),
     "population of CMA-ES below the workers": (
         '[search]\nmethod = "sampler"\nsampler = "cmaes"\n[executor]\nworkers = 9',
-        ["search.population of CMA-ES must be at least the number of workers, 9", "got 8"],
+        ["search.population of CMA-ES must be at least the number of workers times numerics.lockstep, 9", "got 8"],
+    ),
+    "population of CMA-ES below what trains at once": (
+        '[search]\nmethod = "sampler"\nsampler = "cmaes"\n[executor]\nworkers = 3\n[numerics]\nlockstep = 4',
+        ["search.population of CMA-ES must be at least the number of workers times numerics.lockstep, 12", "got 8"],
+    ),
+    "no candidate at a time": ("[numerics]\nlockstep = 0", ["numerics.lockstep", "1", "0"]),
+    "CUDA graphs without a GPU": (
+        '[executor]\nkind = "serial"\n[numerics]\nexecution = "cuda_graph"',
+        ["numerics.execution = 'cuda_graph' needs a GPU, but the workers have none", "use 'eager' or 'compiled'"],
     ),
     "too few candidates for a rung": (
         '[search]\nmethod = "sampler"\nfidelity = "halving"\ncandidates = 2',

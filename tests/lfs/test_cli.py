@@ -175,7 +175,7 @@ def test_a_search_is_the_same_again_from_a_config_file(
         data.path = "{shapes}"
         executor.kind = "serial"
         tracking.enabled = false
-        numerics = {{ dtype = "float32", channels_last = false }}
+        numerics = {{ dtype = "float32", channels_last = false, lockstep = 1, execution = "eager" }}
         recipe = {{ width = 4, embedding_dim = 8, batch_size = 16, horizon_epochs = 3, reward = "rank1" }}
         search = {{ batch = 2, warmup_epochs = 1 }}
         """,

@@ -102,6 +102,42 @@ def test_workers_live_long_and_share_one_copy_of_the_data(pair: Executor) -> Non
     assert Player.pickled == pickled
 
 
+@pytest.fixture
+def lockstep_pair(local_ray: None, player: Player) -> Iterator[Executor]:
+    """Two workers that train up to four trials in lockstep."""
+    with closing(RayExecutor(player, workers=2, lockstep=4)) as executor:
+        yield executor
+
+
+def test_trials_train_in_lockstep_on_one_worker(lockstep_pair: Executor) -> None:
+    assert lockstep_pair.slots == 8
+    played = play(lockstep_pair, [trial("report") for _ in range(8)])
+    assert 1 < max(played.metrics("company")) <= 4
+    for completed in played.completed:
+        checkpoint = completed.checkpoint()
+        assert checkpoint is not None
+        assert set(checkpoint) == {completed.trial.number % 256}
+
+
+def test_a_worker_lost_in_lockstep_costs_each_trial_that_attempt_alone(lockstep_pair: Executor) -> None:
+    """The one whose fault it was fails by itself, after as many attempts as any; the others lose one."""
+    bad, *good = trials = [trial("die"), *(trial("report") for _ in range(3))]
+    played = play(lockstep_pair, trials)
+    assert str(played.completed[0].outcome.error).startswith("worker lost:")
+    assert all(completed.outcome.error is None for completed in played.completed[1:])
+    attempts = [lost.attempt for lost in played.lost if lost.trial == bad]
+    assert attempts == [1, 2, 3]
+    assert len([lost for lost in played.lost if lost.trial in good]) <= len(good)
+
+
+def test_an_exception_in_lockstep_is_that_of_its_own_trial(lockstep_pair: Executor) -> None:
+    trials = [trial("report"), trial("run out of memory"), trial("report"), trial("report")]
+    played = play(lockstep_pair, trials)
+    errors = [completed.outcome.error for completed in played.completed]
+    assert errors == [None, "MemoryError: no room for 1 TiB", None, None]
+    assert not played.lost
+
+
 def test_two_workers_share_a_gpu(pair: Executor) -> None:
     both = play(pair, [trial("meet", together=2) for _ in range(2)])
     assert len(set(both.metrics("pid"))) == 2

@@ -28,7 +28,7 @@ def run(folder: Path, runner: TrainingRunner) -> list[Event]:
         journal.append(Resumed(versions={}) if len(journal) else started())
         search(
             make_controller(CONFIG, RECIPE, Clock(), class_counts=[3] * 5),
-            SerialExecutor(runner),
+            SerialExecutor(runner, lockstep=runner.numerics.lockstep),
             journal,
             CheckpointStore(folder / "checkpoints"),
             choose=best_at_horizon(RECIPE),
@@ -37,8 +37,10 @@ def run(folder: Path, runner: TrainingRunner) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_resume_of_real_training_gives_the_same_journal(tmp_path: Path) -> None:
-    runner = TrainingRunner(load_task(DataConfig(), cache_dir=tmp_path / "cache"), RECIPE, Numerics())
+@pytest.mark.parametrize("lockstep", [1, 4])
+def test_resume_of_real_training_gives_the_same_journal(lockstep: int, tmp_path: Path) -> None:
+    task = load_task(DataConfig(), cache_dir=tmp_path / "cache")
+    runner = TrainingRunner(task, RECIPE, Numerics(lockstep=lockstep))
     whole = run(tmp_path / "whole", runner)
     assert isinstance(whole[-1], Finished)
     assert sum(isinstance(event, Told) for event in whole) == 2 * RECIPE.horizon_epochs + 4
