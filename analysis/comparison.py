@@ -50,6 +50,8 @@ class Results:
     opened: Opened
     moves: Mapping[str, Mapping[str, Floats]]
     """By file and score: by how much a score moves in each resample, B."""
+    curves: Mapping[str, Mapping[str, Floats]]
+    """By file: an error curve and histograms of cosines; `analysis.comparison_curves` reads them."""
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
@@ -63,7 +65,14 @@ class Results:
         if opened is None or wanted is None or len(scored) < wanted:
             raise JournalError(f"the comparison {folder} is not finished: go on with 'lossearch compare'")
         names = sorted({event.resamples for event in scored.values() if event.resamples})
-        return cls(ledger, scored, opened, {name: _arrays(folder / name) for name in names})
+        curves = sorted({event.curves for event in scored.values() if (folder / event.curves).is_file()})
+        return cls(
+            ledger,
+            scored,
+            opened,
+            {name: _arrays(folder / name) for name in names},
+            {name: _arrays(folder / name) for name in curves},
+        )
 
     @cached_property
     def plan(self) -> dict[str, Any]:
