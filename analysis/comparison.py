@@ -226,6 +226,12 @@ class Results:
         ]
         return [pd.DataFrame(rows) for rows in (entrants, contrasts) if rows]
 
+    def markdown(self) -> str:
+        """Headline, tables and remarks, for a page that takes Markdown."""
+        tables = [_pipes(table) for table in self.terminal_tables()[::-1]]
+        remarks = "\n".join(f"- {remark}" for remark in self.remarks())
+        return "\n\n".join([self.headline, *tables, remarks]) + "\n"
+
     @property
     def coverage(self) -> str:
         """The intervals' level in words."""
@@ -342,6 +348,11 @@ _COUNTED = {
     "diverged": "they count with the scores of chance",
     "failed": "the machine failed, not the loss, so nothing is decided",
 }
+
+
+def _pipes(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
 
 
 def written(value: Estimate | None, *, sign: str = "") -> str:

@@ -18,7 +18,8 @@ PAGE_NAME = "compare"
 
 
 def write_comparison(results: Results, run_dir: Path) -> list[Path]:
-    """Write the page, and the means, differences and raw scores as CSV, into a run's folder; return the paths.
+    """Write the page, the verdict as Markdown, and the means, differences and raw scores as CSV, into a run's folder;
+    return the paths.
 
     The first comparison's are called compare.*, later ones compare-2.* and so on. Each file is put in place whole.
     """
@@ -26,6 +27,7 @@ def write_comparison(results: Results, run_dir: Path) -> list[Path]:
     stem = PAGE_NAME if number == 1 else f"{PAGE_NAME}-{number}"
     contents = {
         f"{stem}.html": comparison_html(results),
+        f"{stem}.md": results.markdown(),
         f"{stem}.csv": results.scores().to_csv(index=False),
         f"{stem}-differences.csv": results.differences().to_csv(index=False),
         f"{stem}-seeds.csv": results.raw().to_csv(index=False),

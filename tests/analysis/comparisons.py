@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lfs.comparison import CompareOptions, ComparisonPlan
+from lfs.entrants import Entrant
 from lfs.journal import Asked, Event, Finished, Opened, Scored, Told
 from lfs.trial import Trial
 from search_space import LossSchedule, LossSpec, catalog
@@ -26,23 +28,30 @@ ENTRANTS: Mapping[str, tuple[LossSpec, float]] = {
 """Each entrant's loss, and the noise in its embeddings."""
 
 
-def plan(seeds: int) -> dict[str, object]:
+def plan(seeds: int) -> ComparisonPlan:
     """What a comparison decides before it begins."""
-    entrants = [
-        {"name": name, "kind": "winner" if name == "winner" else "baseline", "how": "made up", "grid": "", "of": ""}
-        for name in ENTRANTS
-    ]
-    return {
-        "number": 1,
-        "search_id": "c0ffee12",
-        "options": {"seeds": seeds, "resamples": RESAMPLES},
-        "metric": "tar_at_far_1e-2",
-        "level": 0.05,
-        "entrants": [entrant | {"best_of": 1} for entrant in entrants],
-        "seeds": list(range(1, seeds + 1)),
-        "search_images": 400_000,
-        "grouped": False,
-    }
+    entrants = tuple(
+        Entrant(
+            name=name,
+            kind="winner" if name == "winner" else "baseline",
+            how="made up",
+            candidates=(LossSchedule.constant(spec),),
+            epochs=6,
+        )
+        for name, (spec, _) in ENTRANTS.items()
+    )
+    return ComparisonPlan(
+        number=1,
+        search_id="c0ffee12",
+        options=CompareOptions(seeds=seeds, resamples=RESAMPLES),
+        metric="tar_at_far_1e-2",
+        entrants=entrants,
+        seeds=tuple(range(1, seeds + 1)),
+        spare_seeds=((),) * seeds,
+        grid_seed=seeds + 1,
+        search_images=400_000,
+        grouped=False,
+    )
 
 
 def write_compared(run_dir: Path, *, seeds: int = 3, curves: bool = True, diverged: str = "", error: str = "") -> Path:
@@ -59,7 +68,7 @@ def write_compared(run_dir: Path, *, seeds: int = 3, curves: bool = True, diverg
         for name, (spec, noise) in ENTRANTS.items():
             number = len(trials)
             schedule = LossSchedule.constant(spec)
-            trials.append(Trial(number=number, schedule=schedule, seed=seed, epochs=6, role="baseline", name=name))
+            trials.append(Trial(number=number, schedule=schedule, seed=seed, epochs=6, name=name))
             told.append(Told(trial=number, outcome=Outcome(reward=0.5, metrics={}, seconds=1.0, images=12_000)))
             if name == diverged and seed == 1:
                 chance = {
@@ -87,7 +96,7 @@ def write_compared(run_dir: Path, *, seeds: int = 3, curves: bool = True, diverg
             who = {"entrant": name, "seed": seed, "trial": number, "state": "trained"}
             scored.append(Scored.model_validate({**who, "metrics": metrics, **files}))
     events: list[Event] = [
-        started(comparison=plan(seeds)),
+        started(comparison=plan(seeds).model_dump(mode="json")).model_copy(update={"search_id": "c0mpare"}),
         Asked(count=len(trials), trials=tuple(trials)),
         *told,
         Finished(winner=None),
