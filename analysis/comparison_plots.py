@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, errors_of, thresholds_of
-from analysis.figures import FAILED, MUTED, SEARCH, Figure, Style, Trace, draw, plain, scatter, styles_for
+from analysis.figures import FAILED, MUTED, SEARCH, Figure, Style, Trace, draw, panel_title, plain, scatter, styles_for
 from analysis.figures import WINNER as WINNER_COLOUR
 from analysis.tables import records, score_title
 
@@ -251,8 +251,7 @@ def cosines_figure(results: Results) -> Figure | None:
         bottom = index + columns >= len(names)
         layout[f"xaxis{suffix}"] = {"range": shown, "title": {"text": "cosine of a pair" if bottom else ""}}
         layout[f"yaxis{suffix}"] = {"title": {"text": "share of pairs"}, "rangemode": "tozero", "nticks": 4}
-        place = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0, "y": 1.03, "yanchor": "bottom"}
-        titles.append({"text": f"<b>{plain(name, 50)}</b>", **place, "xanchor": "left", "showarrow": False})
+        titles.append(panel_title(name, suffix))
     at = ", ".join(f"{row['entrant']} {row['threshold']:.3f}" for row in records(thresholds.drop_duplicates("entrant")))
     return Figure(
         key="cosines",
