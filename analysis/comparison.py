@@ -50,6 +50,8 @@ class Results:
     opened: Opened
     moves: Mapping[str, Mapping[str, Floats]]
     """By file and score: by how much a score moves in each resample, B."""
+    curves: Mapping[str, Mapping[str, Floats]]
+    """By file: an error curve and histograms of cosines; `analysis.comparison_curves` reads them."""
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
@@ -63,7 +65,14 @@ class Results:
         if opened is None or wanted is None or len(scored) < wanted:
             raise JournalError(f"the comparison {folder} is not finished: go on with 'lossearch compare'")
         names = sorted({event.resamples for event in scored.values() if event.resamples})
-        return cls(ledger, scored, opened, {name: _arrays(folder / name) for name in names})
+        curves = sorted({event.curves for event in scored.values() if (folder / event.curves).is_file()})
+        return cls(
+            ledger,
+            scored,
+            opened,
+            {name: _arrays(folder / name) for name in names},
+            {name: _arrays(folder / name) for name in curves},
+        )
 
     @cached_property
     def plan(self) -> dict[str, Any]:
@@ -217,6 +226,12 @@ class Results:
         ]
         return [pd.DataFrame(rows) for rows in (entrants, contrasts) if rows]
 
+    def markdown(self) -> str:
+        """Headline, tables and remarks, for a page that takes Markdown."""
+        tables = [_pipes(table) for table in self.terminal_tables()[::-1]]
+        remarks = "\n".join(f"- {remark}" for remark in self.remarks())
+        return "\n\n".join([self.headline, *tables, remarks]) + "\n"
+
     @property
     def coverage(self) -> str:
         """The intervals' level in words."""
@@ -333,6 +348,11 @@ _COUNTED = {
     "diverged": "they count with the scores of chance",
     "failed": "the machine failed, not the loss, so nothing is decided",
 }
+
+
+def _pipes(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
 
 
 def written(value: Estimate | None, *, sign: str = "") -> str:

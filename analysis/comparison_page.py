@@ -1,7 +1,7 @@
 """`compare.html`: what a comparison found, on one page that works offline, and its numbers as CSV beside it."""
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,17 @@ import pandas as pd
 
 from analysis import page
 from analysis.comparison import SCORES, WINNER, Results, when, written
-from analysis.figures import FAILED, MUTED, SEARCH, Figure, Trace, draw, plain, scatter
-from analysis.figures import WINNER as WINNER_COLOUR
+from analysis.comparison_plots import cosines_figure, cost_figure, errors_figure, forest_figure, seeds_figure
 from analysis.page import Section
 from analysis.reproduce import as_toml
 from analysis.tables import score_title
 
 PAGE_NAME = "compare"
-_OTHER_SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")
 
 
 def write_comparison(results: Results, run_dir: Path) -> list[Path]:
-    """Write the page, and the means, differences and raw scores as CSV, into a run's folder; return the paths.
+    """Write the page, the verdict as Markdown, and the means, differences and raw scores as CSV, into a run's folder;
+    return the paths.
 
     The first comparison's are called compare.*, later ones compare-2.* and so on. Each file is put in place whole.
     """
@@ -28,6 +27,7 @@ def write_comparison(results: Results, run_dir: Path) -> list[Path]:
     stem = PAGE_NAME if number == 1 else f"{PAGE_NAME}-{number}"
     contents = {
         f"{stem}.html": comparison_html(results),
+        f"{stem}.md": results.markdown(),
         f"{stem}.csv": results.scores().to_csv(index=False),
         f"{stem}-differences.csv": results.differences().to_csv(index=False),
         f"{stem}-seeds.csv": results.raw().to_csv(index=False),
@@ -46,7 +46,8 @@ def comparison_html(results: Results) -> str:
     """The page as one HTML document."""
     sections = [
         _verdict(results),
-        _figures(results),
+        _differences(results),
+        _thresholds(results),
         _scores(results),
         _seeds(results),
         _costs(results),
@@ -103,129 +104,22 @@ _HOW_TO_READ = (
 )
 
 
-def _figures(results: Results) -> Section:
+def _differences(results: Results) -> Section:
     drawn = [forest_figure(results)] if results.rivals else []
     return Section(
-        key="figures", title="Differences", pieces=tuple(page.figure(each) for each in [*drawn, seeds_figure(results)])
+        key="differences",
+        title="Differences",
+        pieces=tuple(page.figure(each) for each in [*drawn, seeds_figure(results)]),
     )
 
 
-def forest_figure(results: Results) -> Figure:
-    """The paired differences with their intervals: the tested score filled, the other TARs hollow."""
-    table = results.differences()
-    others = [score for score in SCORES[:4] if score != results.metric and results.resolved(score)]
-    shown = [results.metric, *others]
-    traces: list[Trace] = []
-    for index, score in enumerate(shown):
-        rows = table[(table["score"] == score) & table["mean"].notna()]
-        y = [results.rivals.index(name) + 0.15 * index for name in rows["baseline"]]
-        traces.append(
-            scatter(
-                rows["mean"],
-                y,
-                name=score_title(score) + (", tested" if score == results.metric else ""),
-                mode="markers",
-                marker={
-                    "symbol": "circle" if index == 0 else _OTHER_SYMBOLS[index],
-                    "size": 10 if index == 0 else 7,
-                    "color": WINNER_COLOUR if index == 0 else MUTED,
-                },
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": list(rows["high"] - rows["mean"]),
-                    "arrayminus": list(rows["mean"] - rows["low"]),
-                    "color": WINNER_COLOUR if index == 0 else MUTED,
-                    "thickness": 2 if index == 0 else 1,
-                },
-            )
-        )
-    names = [plain(name, 40) for name in results.rivals]
-    tested = table[table["score"] == results.metric]
-    said = "; ".join(f"{row['baseline']}: {row['verdict']}" for row in tested.to_dict("records"))
-    return Figure(
-        key="forest",
-        title="The winner minus each baseline",
-        label=f"Paired differences with {results.coverage} intervals by baseline, zero line drawn. {said}.",
-        caption=(
-            f"Right of 0 the winner is ahead. Bars: {results.coverage} intervals over seeds and identities. Only the "
-            "filled marks were tested. A TAR that rests on fewer than 30 false accepts is not drawn."
-        ),
-        table=table[table["score"].isin(shown)],
-        plot=draw(
-            traces,
-            height=140 + 52 * len(names),
-            xaxis={
-                "title": {"text": "winner − baseline"},
-                "zeroline": True,
-                "zerolinecolor": FAILED,
-                "zerolinewidth": 2,
-            },
-            yaxis={"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed"},
-        ),
+def _thresholds(results: Results) -> Section:
+    drawn = [figure for figure in (errors_figure(results), cosines_figure(results)) if figure]
+    none = page.paragraph(
+        "This comparison was made before error curves were kept, or its trainings left none: nothing is drawn here."
     )
-
-
-def seeds_figure(results: Results) -> Figure:
-    """Each seed's scores as a line over the entrants; what did not train properly as ✕."""
-    score = "eer" if results.metric == "one_minus_eer" else results.metric
-    names = [str(entrant["name"]) for entrant in results.entrants]
-    ticks = [plain(name, 40) for name in names]
-    table = results.raw()
-    traces: list[Trace] = []
-    for index, seed in enumerate(results.seeds):
-        runs = [results.scored[name, seed] for name in names]
-        bad = [run.state != "trained" for run in runs]
-        traces.append(
-            scatter(
-                list(range(len(names))),
-                [run.metrics.get(score) for run in runs],
-                name="one seed" if index == 0 else f"seed {seed}",
-                mode="lines+markers",
-                line={"color": SEARCH, "width": 1},
-                opacity=0.6,
-                marker={
-                    "symbol": ["x" if each else "circle" for each in bad],
-                    "size": [11 if each else 6 for each in bad],
-                    "color": [FAILED if each else SEARCH for each in bad],
-                },
-                text=[f"seed {seed}, {run.state}" for run in runs],
-                showlegend=index == 0,
-            )
-        )
-    traces.append(_means(results, names))
-    troubled = sum(run.state != "trained" for run in results.scored.values())
-    return Figure(
-        key="seeds",
-        title="Every seed",
-        label=f"{score_title(score)} of {len(names)} entrants under {len(results.seeds)} seeds; {troubled} marked ✕.",
-        caption="A line joins what one seed gave. ✕: collapsed or diverged, counted all the same.",
-        table=table[["entrant", "seed", "state", *([score] if score in table else [])]],
-        plot=draw(
-            traces,
-            height=460,
-            xaxis={"tickvals": list(range(len(names))), "ticktext": ticks, "tickangle": -30},
-            yaxis={"title": {"text": f"test {score_title(score)}"}},
-        ),
-    )
-
-
-def _means(results: Results, names: Sequence[str]) -> Trace:
-    score = "eer" if results.metric == "one_minus_eer" else results.metric
-    found = {index: value for index, name in enumerate(names) if (value := results.estimate(name, score))}
-    return scatter(
-        found,
-        [value.mean for value in found.values()],
-        name=f"mean, {results.coverage} interval",
-        mode="markers",
-        marker={"symbol": "line-ew-open", "size": 22, "color": WINNER_COLOUR, "line": {"width": 3}},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [value.high - value.mean for value in found.values()],
-            "arrayminus": [value.mean - value.low for value in found.values()],
-            "color": WINNER_COLOUR,
-        },
+    return Section(
+        key="thresholds", title="Over all thresholds", pieces=tuple(map(page.figure, drawn)) if drawn else (none,)
     )
 
 
@@ -282,6 +176,7 @@ def _costs(results: Results) -> Section:
         key="cost",
         title="Compute",
         pieces=(
+            page.figure(cost_figure(results)),
             page.table(results.costs(), marked=lambda row: row["entrant"] == WINNER),
             page.paragraph(
                 "Images to find it: for the winner those of the whole search, for a tuned baseline those of its grid. "

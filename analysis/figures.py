@@ -103,6 +103,13 @@ def counting_axis(title: str, values: Iterable[Any]) -> dict[str, Any]:
     return {"title": {"text": title}, "tick0": 0, "dtick": max(1, math.ceil(span / 12))}
 
 
+def panel_title(text: object, suffix: str, *, xref: str = "") -> dict[str, Any]:
+    """A title above the panel whose axes are called x and y with this suffix, at its left edge or that of `xref`."""
+    place = {"xref": xref or f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0, "y": 1}
+    look = {"xanchor": "left", "yanchor": "bottom", "yshift": 3, "showarrow": False, "font": {"size": 13}}
+    return {"text": f"<b>{plain(text, 50)}</b>", **place, **look}
+
+
 def draw(traces: Sequence[Trace], *, height: int, **layout: Any) -> str:
     """Plotly's JSON of these traces under the common layout. Axes are given as `xaxis={"title": ...}` and so on.
 

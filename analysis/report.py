@@ -20,6 +20,8 @@ from analysis.losses import describe, reference_losses
 from analysis.page import Html, Section
 from analysis.pareto import objectives_of, pareto_figure, pareto_of
 from analysis.reproduce import reproduce_section
+from analysis.sampler_plots import choices_figure, numbers_figure
+from analysis.samples import candidate_behind, formulas_of, samples_of, space_of
 from analysis.search_plots import compute_figure, controller_figure, entrants_figure, health_figure, history_figure
 from analysis.verdict import headline, headline_numbers, per_baseline, remarks
 from lfs.journal import FILE_NAME, Event, read_events
@@ -178,10 +180,19 @@ def history_section(view: View) -> Section:
 
 
 def controller_section(view: View) -> Section:
-    """Is the controller learning or wandering?"""
-    drawn = controller_figure(tables.controller_of(view.ledger), view.trials)
-    none = page.paragraph("This controller reports no μ and σ, so there is nothing to draw.")
-    return Section(key="controller", title="Controller", pieces=(page.figure(drawn) if drawn else none,))
+    """Is the controller learning or wandering? A μ ± σ where it has one, else what it asked for."""
+    believed = controller_figure(tables.controller_of(view.ledger), view.trials)
+    samples = samples_of(view.ledger)
+    winner = candidate_behind(view.ledger, view.winner)
+    asked = [choices_figure(samples, winner), numbers_figure(samples, space_of(view.ledger), winner)]
+    drawn = [believed] if believed else asked
+    formulas = formulas_of(view.ledger)
+    pieces = [
+        *(page.figure(figure) for figure in drawn if figure),
+        *([page.table(formulas, caption="The best formulas, each once")] if len(formulas) else []),
+    ]
+    none = page.paragraph("This search has no parameters that could be drawn.")
+    return Section(key="controller", title="Controller", pieces=tuple(pieces) or (none,))
 
 
 def leaderboard_section(view: View) -> Section:

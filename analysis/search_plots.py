@@ -14,6 +14,7 @@ from analysis.figures import (
     Trace,
     counting_axis,
     draw,
+    panel_title,
     plain,
     scatter,
     thin,
@@ -32,6 +33,7 @@ _CAUSE_COLOURS = {
     "rebuilt": "#56B4E9",
 }
 _MAX_CAUSES = 12
+_FEW_PARAMETERS = 6
 
 
 def health_figure(trials: pd.DataFrame, failures: pd.DataFrame) -> Figure:
@@ -177,16 +179,19 @@ def controller_figure(controller: pd.DataFrame, trials: pd.DataFrame) -> Figure 
         return None
     rounds = thin(controller)
     tried = worth_drawing(trials[(trials["role"] == "search") & trials["round"].notna()])
-    columns = min(len(names), 2)
+    columns = min(len(names), 2 if len(names) <= _FEW_PARAMETERS else 3)
     rows = -(-len(names) // columns)
     traces: list[Trace] = []
-    layout: dict[str, object] = {"grid": {"rows": rows, "columns": columns, "pattern": "independent", "ygap": 0.35}}
+    titles = []
+    layout: dict[str, object] = {"grid": {"rows": rows, "columns": columns, "pattern": "independent", "ygap": 0.34}}
     for index, name in enumerate(names):
         suffix = str(index + 1) if index else ""
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0}
         traces += [trace | axes for trace in _belief(rounds, tried, name)]
-        layout[f"xaxis{suffix}"] = counting_axis("round", rounds["round"])
-        layout[f"yaxis{suffix}"] = {"title": {"text": plain(_with_unit(name))}}
+        bottom = index + columns >= len(names)
+        layout[f"xaxis{suffix}"] = counting_axis("round" if bottom else "", rounds["round"])
+        layout[f"yaxis{suffix}"] = {"nticks": 6}
+        titles.append(panel_title(_with_unit(name), suffix))
     last = rounds.iloc[-1]
     state = ", ".join(f"{name} {last[f'mu/{name}']:.4g} ± {last.get(f'sigma/{name}', 0.0):.2g}" for name in names)
     shown = [c for c in rounds.columns if c == "round" or c.startswith(("mu/", "sigma/"))]
@@ -199,7 +204,13 @@ def controller_figure(controller: pd.DataFrame, trials: pd.DataFrame) -> Figure 
             "not found anything."
         ),
         table=rounds[["round", *(column for column in shown if column != "round")]],
-        plot=draw(traces, height=90 + 290 * rows, margin={"l": 70, "r": 18, "t": 24, "b": 96}, **layout),
+        plot=draw(
+            traces,
+            height=120 + (270 if rows <= 3 else 190) * rows,
+            annotations=titles,
+            margin={"l": 70, "r": 18, "t": 44, "b": 96},
+            **layout,
+        ),
     )
 
 

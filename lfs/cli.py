@@ -213,22 +213,33 @@ def compare(
         prepared = prepare(run.absolute(), given, overrides=overrides or [], again=again)
     if caveat := prepared.plan.caveat():
         out.print(caveat, soft_wrap=True)
-    if prepared.launch is not None:
+    if prepared.launch is None:
+        _show_comparison(prepared.folder)
+    else:
         _compare(prepared, prepared.launch)
-    _show_comparison(prepared.folder)
 
 
 def _compare(prepared: "Comparison", launch: "Plan") -> None:
     from lfs.compare import compare as run_comparison
+    from lfs.launch import workspace_of
     from lfs.progress import Progress
     from lfs.search import SearchStoppedError
+    from lfs.tracker import Tracker
+    from lfs.tracker_uri import resolve_uri
 
     out.print(f"comparison: {prepared.folder}", soft_wrap=True)
-    run_dir = prepared.folder.parent.parent
-    with _signals():
+    run_dir, tracking = prepared.folder.parent.parent, launch.config.tracking
+    uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
+    with _signals(), _tracked(None if uri is None else Tracker(prepared.folder, uri)) as start_tracking:
         try:
             with Progress(out, epochs=prepared.plan.epochs, metric=launch.recipe.reward) as progress:
-                run_comparison(prepared, launch, on_event=progress.on_event)
+
+                def on_event(event: "Event") -> None:
+                    start_tracking()
+                    progress.on_event(event)
+
+                run_comparison(prepared, launch, on_event=on_event)
+            _show_comparison(prepared.folder)
         except _InterruptedError:
             out.print(f"interrupted; go on with: lossearch compare {run_dir}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -238,7 +249,7 @@ def _compare(prepared: "Comparison", launch: "Plan") -> None:
 
 
 def _show_comparison(folder: Path) -> None:
-    """The table of a finished comparison, then the paths of its page and its CSV files."""
+    """The table of a finished comparison, then the paths of its page and the files beside it."""
     from analysis.comparison import Results
     from analysis.comparison_page import write_comparison
 
@@ -270,7 +281,7 @@ def report(run: Run) -> None:
 def sync(
     run: Run, uri: Annotated[str | None, typer.Option(help="Where to; default as in the run's config.")] = None
 ) -> None:
-    """Write to MLflow what it lacks of a run; twice is the same as once."""
+    """Write to MLflow what it lacks of a run and its comparisons; twice is the same as once."""
     from lfs.tracker import sync as write_missing
 
     result = write_missing(run.absolute(), _tracking_uri(run.absolute(), uri))
@@ -303,15 +314,18 @@ def dashboard(
 
 
 def _print_addresses(run: Path, uri: str, base: str) -> None:
-    """The pages of a run, or why there are none."""
+    """The pages of a run and its comparisons, or why there are none."""
     from lfs.tracker import addresses
+    from lfs.tracker_comparison import comparisons_of
 
-    try:
-        found = addresses(run, uri, base)
-    except UserError as error:
-        out.print(f"{run.name}\n  {error}", soft_wrap=True)
-    else:
-        out.print(f"{run.name}\n  all trials: {found.runs}\n  the search: {found.search}", soft_wrap=True)
+    for folder in (run, *comparisons_of(run)):
+        name, what = (run.name, "search") if folder == run else (f"{run.name}, compare {folder.name}", "comparison")
+        try:
+            found = addresses(folder, uri, base)
+        except UserError as error:
+            out.print(f"{name}\n  {error}", soft_wrap=True)
+        else:
+            out.print(f"{name}\n  all trials: {found.runs}\n  the {what}: {found.search}", soft_wrap=True)
 
 
 def _tracking_uri(run_dir: Path, uri: str | None) -> str:

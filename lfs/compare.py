@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from trainers.checkpoint import network_only
 from trainers.data import load_sealed_test, sealed_class_sizes
 from trainers.evaluation import embeddings
 from trainers.outcome import Outcome
+from trainers.pair_scores import PairScores
 from trainers.recipe import FARS, Numerics, Recipe
 from trainers.resampling import draw_clusters, resampled
 from trainers.task import LabelledImages
@@ -137,7 +139,7 @@ class _Test:
         cluster_N: npt.NDArray[np.int64],
         weight_GB: npt.NDArray[np.float64],
     ) -> Mapping[str, float]:
-        """The test scores of a trial's network; how they move under the resamples goes into a file."""
+        """The test scores of a trial's network; how they move under the resamples, and curves, go into files."""
         checkpoint = self._store.load(number)
         if checkpoint is None:
             raise JournalError(
@@ -148,8 +150,12 @@ class _Test:
         embedded_ND = embeddings(
             checkpoint, sealed.images, recipe=recipe, numerics=self._numerics, device=default_device()
         )
-        moves = resampled(embedded_ND, sealed.labels, cluster_N, weight_GB, FARS)
-        _write(self._folder / _resamples_of(number), moves)
+        pairs = PairScores.of(embedded_ND, sealed.labels, cluster_N)
+        curve = pairs.curve()
+        moves = resampled(pairs, weight_GB, FARS, list(curve["far"]))
+        _write(self._folder / _resamples_of(number), moves.scores)
+        small = moves.tar_FB.astype(np.float32)
+        _write(self._folder / _curves_of(number), {**curve, "tar_move": small, **pairs.histograms()})
         return verification(embedded_ND, sealed.labels, FARS)
 
 
@@ -161,14 +167,19 @@ def _scored(entrant: Entrant, seed: int, number: int, outcome: Outcome, metrics:
     if outcome.error is not None:
         return Scored.model_validate({**who, "state": "failed", "why": outcome.error})
     how = {"state": "collapsed" if outcome.collapse else "trained", "why": outcome.collapse or ""}
-    return Scored.model_validate({**who, **how, "metrics": metrics, "resamples": _resamples_of(number)})
+    files = {"resamples": _resamples_of(number), "curves": _curves_of(number)}
+    return Scored.model_validate({**who, **how, "metrics": metrics, **files})
 
 
 def _resamples_of(number: int) -> str:
     return f"test/{number:06d}.npz"
 
 
-def _write(path: Path, arrays: Mapping[str, npt.NDArray[np.float64]]) -> None:
+def _curves_of(number: int) -> str:
+    return f"test/{number:06d}-curves.npz"
+
+
+def _write(path: Path, arrays: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
     """Write arrays so that the file is whole or absent."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -146,7 +146,7 @@ def prepare(
     earlier = _earlier(run_dir)
     if earlier and not again:
         folder, past = earlier[-1]
-        plan = _plan_of(past, folder)
+        plan = plan_of(past, folder)
         _refuse_other_options(given, options, plan, folder, finished=_is_scored(plan, past))
         launch = None if _is_scored(plan, past) else _launch(run_dir, folder, config, started, plan)
         return Comparison(folder=folder, plan=plan, begun=True, launch=launch)
@@ -176,7 +176,8 @@ def _earlier(run_dir: Path) -> list[tuple[Path, list[Event]]]:
     return [(folder, events) for folder, events in found if events]
 
 
-def _plan_of(events: Sequence[Event], folder: Path) -> ComparisonPlan:
+def plan_of(events: Sequence[Event], folder: Path) -> ComparisonPlan:
+    """What the comparison in a folder decided before it began, from its first event. Raises `JournalError`."""
     first = events[0]
     try:
         if isinstance(first, Started):
@@ -213,7 +214,7 @@ def _seeds(events: Sequence[Event], earlier: Sequence[tuple[Path, Sequence[Event
     journals = [events, *(past for _, past in earlier)]
     used = {trial.seed for past in journals for event in past if isinstance(event, Asked) for trial in event.trials}
     for folder, past in earlier:
-        plan = _plan_of(past, folder)
+        plan = plan_of(past, folder)
         used |= {*plan.seeds, plan.grid_seed, *(seed for pool in plan.spare_seeds for seed in pool)}
     return used
 

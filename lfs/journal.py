@@ -172,6 +172,8 @@ class Scored(_Event):
     why: str = ""
     resamples: str = ""
     """A file in the comparison's folder: by how much each score moves in each resample of the identities."""
+    curves: str = ""
+    """Another file there: the error curve with its thresholds and its moves, and histograms of the cosines."""
 
 
 Event = Annotated[

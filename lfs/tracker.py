@@ -1,4 +1,4 @@
-"""MLflow pages of a search: one parent run, one nested run a trial, written from the journal alone.
+"""MLflow pages of searches and comparisons: one parent run, one nested run a trial, written from the journal alone.
 
 The only module that imports mlflow. Writing is idempotent: runs are found by their tags, metrics carry the journal's
 times, and the tag that marks a run as written comes last, so that whatever a dead process left is completed and
@@ -19,7 +19,8 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from lfs.journal import FILE_NAME, JournalError, read_events
-from lfs.tracker_records import STATUS, Point, SearchRecord, State, TrialRecord, begin_record, read_record
+from lfs.tracker_comparison import begin_record, comparisons_of, read_record, run_of
+from lfs.tracker_records import STATUS, Point, SearchRecord, State, TrialRecord
 from lfs.tracker_uri import TrackingError, artifact_root, database_path, printable, set_environment
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Pages of one search: the table of its trials, and the search itself."""
+    """Pages of one search or comparison: the table of its trials, and the search itself."""
 
     runs: str
     search: str
@@ -142,9 +143,11 @@ class _Writer:
         self.broken = True
         if not self._search_run:
             self._search_tags = {**self._record.tags(), "lossearch.state": "running"}
-            self._search_run = self._create(self._run_dir.name, self._record.started.time, self._search_tags)
+            self._search_run = self._create(
+                self._record.run_name(self._run_dir), self._record.started.time, self._search_tags
+            )
             self._share_view()
-        alive_trials = alive and self._record.finished is None
+        alive_trials = alive and not self._record.over
         for number, trial in self._record.trials.items():
             state = trial.state(search_alive=alive_trials)
             if not self.holds(number, state):
@@ -184,10 +187,10 @@ class _Writer:
 
     def _write_search(self, state: State, *, closing: bool) -> None:
         record = self._record
-        tags = {"lossearch.state": state, "lossearch.events": str(record.events)}
+        tags = {"lossearch.state": state, "lossearch.events": str(record.events), **record.progress_tags()}
         if closing:
             self._share_view()
-            if note := record.note():
+            if note := record.note(self._run_dir):
                 tags["mlflow.note.content"] = note
             if record.finished is not None and record.finished.winner is not None:
                 tags["lossearch.winner"] = str(record.finished.winner)
@@ -206,10 +209,9 @@ class _Writer:
         self._client.set_experiment_tag(self._experiment, VIEW_TAG + self._record.started.search_id, view)
 
     def _upload_files(self) -> dict[str, str]:
-        """Upload journal and report where they have changed; returns tags that name what is there."""
+        """Upload journal and page where they have changed; returns tags that name what is there."""
         tags = {}
-        for name in (FILE_NAME, "report.html"):
-            path = self._run_dir / name
+        for path in self._record.artifacts(self._run_dir):
             if path.is_file():
                 key, digest = f"lossearch.{path.stem}", hashlib.sha256(path.read_bytes()).hexdigest()[:12]
                 tags[key] = digest
@@ -306,26 +308,37 @@ def _search_is_alive(run_dir: Path) -> bool:
 
 
 def sync(run_dir: Path, uri: str) -> SyncResult:
-    """Write everything of a run's journal that MLflow at `uri` misses; doing it twice is the same as once.
+    """Write everything of a run's journal, and of its comparisons', that MLflow at `uri` misses; doing it twice is the
+    same as once.
 
     Raises `JournalError` for a folder without a usable journal, `TrackingError` when MLflow cannot be written or
     another process is writing this run's pages.
     """
-    follower = _Follower(run_dir, uri)
+    results = [_sync(folder, uri) for folder in (run_dir, *comparisons_of(run_dir))]
+    return SyncResult(
+        events=sum(result.events for result in results),
+        events_written=sum(result.events_written for result in results),
+        runs=sum(result.runs for result in results),
+        runs_written=sum(result.runs_written for result in results),
+    )
+
+
+def _sync(folder: Path, uri: str) -> SyncResult:
+    follower = _Follower(folder, uri)
     follower.read()
     if follower.record is None:
-        raise JournalError(f"no journal at {run_dir / FILE_NAME}; give the folder of a search run")
+        raise JournalError(f"no journal at {folder / FILE_NAME}; give the folder of a search run")
     try:
-        with _lock(run_dir).acquire(timeout=LOCK_SECONDS):
-            alive = _search_is_alive(run_dir)
+        with _lock(folder).acquire(timeout=LOCK_SECONDS):
+            alive = _search_is_alive(folder)
             follower.write(alive=alive, closing=not alive)
     except Timeout:
         raise TrackingError(
-            f"another process, probably the search itself, is writing the MLflow pages of {run_dir}; "
+            f"another process, probably the search itself, is writing the MLflow pages of {folder}; "
             "sync when it has ended"
         ) from None
     except OSError as error:
-        raise TrackingError(f"{run_dir} cannot be locked: {error.strerror}") from error
+        raise TrackingError(f"{folder} cannot be locked: {error.strerror}") from error
     assert follower.writer is not None
     return SyncResult(
         events=follower.record.events,
@@ -336,7 +349,7 @@ def sync(run_dir: Path, uri: str) -> SyncResult:
 
 
 class Tracker:
-    """Follows a run's journal from a daemon thread and keeps its MLflow pages up to date.
+    """Follows the journal of a run, or of a comparison, from a daemon thread and keeps its MLflow pages up to date.
 
     Nothing that goes wrong here reaches the search: MLflow away or slow means that pages are late. `stop` says what
     is still missing.
@@ -364,9 +377,10 @@ class Tracker:
             missing, trials = self._follower.missing()
         except JournalError as error:
             return f"not in MLflow: {error}"
-        what = f"{missing} of {trials} trials" if missing else "the page of the search itself"
+        whole = "search" if run_of(self._run_dir) == self._run_dir else "comparison"
+        what = f"{missing} of {trials} trials" if missing else f"the page of the {whole} itself"
         why = self._trouble or f"MLflow at {printable(self._uri)} needs more than {timeout_seconds:g} s"
-        return f"not in MLflow yet: {what} ({why}); 'lossearch sync {self._run_dir}' writes what is missing"
+        return f"not in MLflow yet: {what} ({why}); 'lossearch sync {run_of(self._run_dir)}' writes what is missing"
 
     def _follow(self) -> None:
         lock = _lock(self._run_dir)
@@ -391,7 +405,7 @@ class Tracker:
 
 
 def addresses(run_dir: Path, uri: str, base: str) -> Addresses:
-    """The pages of a run on the MLflow page at `base` that shows the store at `uri`.
+    """The pages of a run, or of a comparison, on the MLflow page at `base` that shows the store at `uri`.
 
     Raises `TrackingError` when MLflow does not have the run.
     """
@@ -400,10 +414,12 @@ def addresses(run_dir: Path, uri: str, base: str) -> Addresses:
     with _as_tracking_error(uri):
         client = _connect(uri)
         found = client.get_experiment_by_name(record.experiment_name)
-        condition = f"{record.condition} and tags.`lossearch.role` = 'search'"
+        condition = f"{record.condition} and tags.`lossearch.role` = '{record.tags()['lossearch.role']}'"
         search = found and next(_find_runs(client, found.experiment_id, condition), None)
     if not found or not search:
-        raise TrackingError(f"MLflow at {printable(uri)} does not have {run_dir}; 'lossearch sync {run_dir}' writes it")
+        raise TrackingError(
+            f"MLflow at {printable(uri)} does not have {run_dir}; 'lossearch sync {run_of(run_dir)}' writes it"
+        )
     runs = f"{base.rstrip('/')}/#/experiments/{found.experiment_id}/runs"
     kind = "workflowType=machine_learning"
     if VIEW_TAG + search_id in found.tags:

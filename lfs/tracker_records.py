@@ -15,18 +15,19 @@ from lfs.journal import (
     Retried,
     Started,
     Told,
-    read_events,
 )
 from lfs.trial import Trial
 from search_space import LossSpec
 from trainers.outcome import Outcome
 
-State = Literal["running", "told", "failed", "rejected", "interrupted", "finished"]
-"""Of a trial: running, told, failed, rejected, interrupted. Of a search: running, finished, failed, interrupted."""
+State = Literal["running", "told", "scored", "failed", "rejected", "interrupted", "finished"]
+"""Of a trial: running, told, failed, rejected, interrupted; scored, of a comparison's. Of a search: running, finished,
+failed, interrupted."""
 
 STATUS: Mapping[State, str] = {
     "running": "RUNNING",
     "told": "FINISHED",
+    "scored": "FINISHED",
     "finished": "FINISHED",
     "failed": "FAILED",
     "rejected": "FAILED",
@@ -161,7 +162,7 @@ class SearchRecord:
         match event:
             case Asked():
                 for trial in event.trials:
-                    self.trials[trial.number] = TrialRecord(trial, asked_at=event.time)
+                    self.trials[trial.number] = self._record_of(trial, event.time)
                 step = int(event.summary.get("round", event.trials[0].number))
                 for key, value in event.summary.items():
                     if key != "round" and self._shown.get(key) != (step, value):
@@ -179,6 +180,9 @@ class SearchRecord:
             case Finished():
                 self.finished = event
 
+    def _record_of(self, trial: Trial, seconds: float) -> TrialRecord:
+        return TrialRecord(trial, asked_at=seconds)
+
     def _trial(self, number: int) -> TrialRecord:
         if number not in self.trials:
             raise JournalError(f"event {self.events} of the journal speaks of trial {number}, which was never asked")
@@ -189,8 +193,11 @@ class SearchRecord:
         if record.outcome is not None:
             return
         record.outcome, record.ended_at = outcome, event.time
-        if record.trial.role != "search":
-            return
+        if record.trial.role == "search":
+            self._count(event)
+
+    def _count(self, event: Told) -> None:
+        outcome = event.outcome
         self._told += 1
         self._images += outcome.images
         self._point("search/images_total", self._images, self._told)
@@ -208,6 +215,11 @@ class SearchRecord:
             return "failed" if self.finished.winner is None else "finished"
         return "running" if alive else "interrupted"
 
+    @property
+    def over(self) -> bool:
+        """Whether no trial can be running any more."""
+        return self.finished is not None
+
     def tags(self) -> dict[str, str]:
         """What names the search."""
         return {
@@ -216,7 +228,19 @@ class SearchRecord:
             "lossearch.data_digest": str(self.started.data.get("digest", "")),
         }
 
-    def note(self) -> str:
+    def progress_tags(self) -> dict[str, str]:
+        """What changes with the events; a search leaves the test sealed."""
+        return {}
+
+    def run_name(self, folder: Path) -> str:
+        """What its page is called."""
+        return folder.name
+
+    def artifacts(self, folder: Path) -> Sequence[Path]:
+        """The files to show with it, where they are there."""
+        return folder / FILE_NAME, folder / "report.html"
+
+    def note(self, folder: Path) -> str:  # noqa: ARG002 (a comparison's lies there)
         """The winner beside the baselines, as a markdown table; empty before the end."""
         if self.finished is None:
             return ""
@@ -236,11 +260,11 @@ class SearchRecord:
         params = [record.params() for record in self.trials.values() if record.trial.role == "search"]
         keys = {key: None for row in params for key in row}  # a set that keeps its order
         varying = [key for key in keys if len({row.get(key) for row in params}) > 1]
-        metrics = ["reward", self._choice_key, "val/eer", "cost/images"]
+        metrics = self._view_metrics()
         tags = ["lossearch.role", "lossearch.family", "lossearch.state"]
         return {
             "searchFilter": self.condition,
-            "orderByKey": "metrics.`reward`",
+            "orderByKey": f"metrics.`{metrics[0]}`",
             "orderByAsc": False,
             "selectedColumns": [
                 *(f"metrics.`{key}`" for key in metrics),
@@ -248,6 +272,10 @@ class SearchRecord:
                 *(f"tags.`{key}`" for key in tags),
             ],
         }
+
+    def _view_metrics(self) -> list[str]:
+        """The columns of scores and cost; the first gives the order."""
+        return ["reward", self._choice_key, "val/eer", "cost/images"]
 
     @property
     def condition(self) -> str:
@@ -270,23 +298,6 @@ class SearchRecord:
             if record.trial.parent is None:
                 return images
             record = self.trials[record.trial.parent]
-
-
-def begin_record(events: Sequence[Event], path: Path) -> SearchRecord:
-    """An empty record of the search that the first of these events starts. Raises `JournalError`."""
-    if not events or not isinstance(events[0], Started):
-        raise JournalError(f"{path} does not begin with a 'started' event; give the folder of a search run")
-    return SearchRecord(events[0])
-
-
-def read_record(run_dir: Path) -> SearchRecord:
-    """The whole journal of a run, folded. Raises `JournalError`."""
-    path = run_dir / FILE_NAME
-    events, _ = read_events(path)
-    record = begin_record(events, path)
-    for event in events:
-        record.add(event)
-    return record
 
 
 def family(spec: LossSpec) -> str:

@@ -6,7 +6,7 @@ counts w times, a pair between clusters g and h w_g·w_h times; two copies of on
 be pairs of an image with itself (the subsets bootstrap: Bolle, Ratha and Pankanti, "Error analysis of pattern
 recognition systems: the subsets bootstrap", CVIU 93, 2004). The threshold is found anew in each resample.
 
-N images, D embedding, G clusters, B resamples, P impostor pairs, C thresholds.
+N images, D embedding, G clusters, B resamples, P impostor pairs, C thresholds, F false accept rates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from scipy.sparse import coo_array
 
+from trainers.pair_scores import PairScores
 from trainers.verification import metric_name
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_CHUNK_PAIRS = 2**21
 _THRESHOLDS = 300
 """At most so many thresholds are looked at, their false accept rates rising geometrically; TAR is linear between."""
 
@@ -53,92 +51,37 @@ def draw_clusters(label_N: Ints, cluster_N: Ints, resamples: int, rng: np.random
     return weight_GB
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resampled:
+    """How far scores move in each resample from what they are on all images.
+
+    `scores`: `tar_at_far_*`, `eer`, `auc` and `rank1`, each B. `tar_FB`: the true accept rate along an error curve.
+    """
+
+    scores: Mapping[str, Floats]
+    tar_FB: Floats
+
+
 def resampled(
-    embeddings_ND: npt.NDArray[np.float32],
-    label_N: Ints,
-    cluster_N: Ints,
-    weight_GB: Floats,
-    fars: Sequence[float],
-) -> Mapping[str, Floats]:
-    """How far `tar_at_far_*`, `eer`, `auc` and `rank1` move in each resample from what they are on all images, each B.
+    pairs: PairScores, weight_GB: Floats, fars: Sequence[float], curve_fars: Sequence[float] = ()
+) -> Resampled:
+    """The scores at `fars`, and the error curve at `curve_fars`, when clusters are drawn `weight_GB` times.
 
     The definitions are those of `trainers.verification`. At most `_THRESHOLDS` thresholds are looked at, so with few
     impostor pairs the scores are exact, and else they are interpolated between thresholds whose false accept rates
-    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled. Memory grows with the
-    number of all pairs. Labels are dense, and a label lies in one cluster.
+    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled.
     """
-    pairs = _Pairs.of(embeddings_ND, label_N, cluster_N)
     all_GB = np.concatenate([np.ones((len(weight_GB), 1)), weight_GB], axis=1)
-    curve = _Curve.of(pairs, all_GB, fars)
+    curve = _Curve.of(pairs, all_GB, [*fars, *curve_fars])
     scores = {metric_name(far): curve.tar_at(far) for far in fars} | {
         "eer": curve.equal_error_rate(),
         "auc": curve.area(),
         "rank1": (pairs.hits_G @ all_GB) / (pairs.mated_G @ all_GB),
     }
-    return {name: values[1:] - values[0] for name, values in scores.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
-    """All pairs of images. The impostors' `code_P` is g·G + h for a pair between the clusters g and h."""
-
-    impostor_P: npt.NDArray[np.float32]
-    code_P: npt.NDArray[np.unsignedinteger[Any]]
-    genuine_Q: npt.NDArray[np.float32]
-    genuine_cluster_Q: Ints
-    genuine_weight_Q: Floats
-    images_G: Floats
-    within_G: Floats
-    """Impostor pairs within a cluster."""
-    hits_G: Floats
-    """Images whose nearest other image is a mate."""
-    mated_G: Floats
-    """Images that have a mate."""
-
-    @classmethod
-    def of(cls, embeddings_ND: npt.NDArray[np.float32], label_N: Ints, cluster_N: Ints) -> "_Pairs":
-        unit_ND = F.normalize(torch.from_numpy(embeddings_ND), dim=1)
-        images, clusters = len(label_N), int(cluster_N.max()) + 1
-        impostors, codes, genuine, genuine_rows = [], [], [], []
-        hit_N = np.zeros(images, dtype=bool)
-        code_N = cluster_N.astype(np.min_scalar_type(clusters**2))  # as small as it can be: there are many pairs
-        rows = max(1, _CHUNK_PAIRS // images)
-        for start in range(0, images, rows):
-            here = np.arange(start, min(start + rows, images))
-            score_RN = (unit_ND[here] @ unit_ND.T).numpy()
-            mate_RN = label_N[here, None] == label_N
-            later_RN = np.arange(images) > here[:, None]
-            cells = mate_RN & later_RN
-            genuine.append(score_RN[cells])
-            genuine_rows.append(here[np.nonzero(cells)[0]])
-            row_P, column_P = np.nonzero(~mate_RN & later_RN)
-            impostors.append(score_RN[row_P, column_P])
-            codes.append(code_N[here[row_P]] * clusters + code_N[column_P])
-            nearest_stranger_R = np.where(mate_RN, -np.inf, score_RN).max(1)
-            mate_RN[np.arange(len(here)), here] = False
-            hit_N[here] = np.where(mate_RN, score_RN, -np.inf).max(1) > nearest_stranger_R
-        row_Q = np.concatenate(genuine_rows)
-        images_of_label = np.bincount(label_N)
-        mated_N = images_of_label[label_N] > 1
-        images_G = np.bincount(cluster_N).astype(float)
-        mates_G = np.bincount(cluster_N, weights=images_of_label[label_N].astype(float))
-        return cls(
-            impostor_P=np.concatenate(impostors),
-            code_P=np.concatenate(codes),
-            genuine_Q=np.concatenate(genuine),
-            genuine_cluster_Q=cluster_N[row_Q],
-            genuine_weight_Q=2 / (images_of_label[label_N[row_Q]] - 1),
-            images_G=images_G,
-            within_G=(images_G**2 - mates_G) / 2,
-            hits_G=np.bincount(cluster_N[hit_N & mated_N], minlength=clusters).astype(float),
-            mated_G=np.bincount(cluster_N[mated_N], minlength=clusters).astype(float),
-        )
-
-    def impostors(self, weight_GB: Floats) -> Floats:
-        """How many impostor pairs there are in each resample, B."""
-        images_GB = self.images_G[:, None] * weight_GB
-        counted_B: Floats = (images_GB.sum(0) ** 2 - (images_GB**2).sum(0)) / 2 + self.within_G @ weight_GB
-        return counted_B
+    tar_FB = np.array([curve.tar_at(far) for far in curve_fars]).reshape(-1, all_GB.shape[1])
+    return Resampled(
+        scores={name: values[1:] - values[0] for name, values in scores.items()}, tar_FB=tar_FB[:, 1:] - tar_FB[:, :1]
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +94,7 @@ class _Curve:
     """Whether all impostors between a threshold and the next have one score, so that nothing lies between them."""
 
     @classmethod
-    def of(cls, pairs: _Pairs, weight_GB: Floats, fars: Sequence[float]) -> "_Curve":
+    def of(cls, pairs: PairScores, weight_GB: Floats, fars: Sequence[float]) -> "_Curve":
         clusters, total = len(weight_GB), len(pairs.impostor_P)
         kept = min(total, max(_FEWEST_KEPT, int(_REACH * max(fars) * total), int(2 * _rough_eer(pairs) * total)))
         best = np.argpartition(-pairs.impostor_P, kept - 1)[:kept] if kept < total else np.arange(total)
@@ -226,7 +169,7 @@ def _weighed(code_P: npt.NDArray[np.unsignedinteger[Any]], weight_GB: Floats) ->
     return counted_B
 
 
-def _rough_eer(pairs: _Pairs) -> float:
+def _rough_eer(pairs: PairScores) -> float:
     """The equal error rate over a sample of the pairs, each counting once."""
     genuine_Q, impostor_P = (s[:: 1 + len(s) // _SAMPLE] for s in (pairs.genuine_Q, pairs.impostor_P))
     missed_T = np.linspace(0, 1, 101)

@@ -1,6 +1,6 @@
 """Made-up journals: events that look like a search's, from a seed, without any training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +175,20 @@ def search_journal(
     summary = {"mu/u": 5.5, "sigma/u": 0.3, "round": float(rounds)}
     end = Finished(time=clock.tick(), winner=winner, summary=summary, constant=modulating(5.5))
     return [*events, end] if finished else events
+
+
+def sampled_journal(candidates: Sequence[LossSchedule], **config: object) -> list[Event]:
+    """A search that trains each candidate for the whole horizon; the last one wins."""
+    rng, clock = np.random.default_rng(0), Clock()
+    events: list[Event] = [started(search={"method": "sampler"}, **config)]
+    for number, schedule in enumerate(candidates):
+        trial = Trial(number=number, schedule=schedule, seed=0, epochs=6)
+        told = outcome(0.3 + 0.2 * number / len(candidates), 1, 6, rng)
+        events += [
+            Asked(time=clock.tick(), count=1, trials=(trial,)),
+            Told(time=clock.tick(), trial=number, outcome=told),
+        ]
+    return [*events, Finished(time=clock.tick(), winner=len(candidates) - 1)]
 
 
 def write_journal(run_dir: Path, events: list[Event]) -> Path:

@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Frame, Page
 
 from analysis import write_report
-from tests.analysis.journals import search_journal, write_journal
+from search_space import LossSchedule
+from search_space.unified_space import Unified
+from tests.analysis.journals import sampled_journal, search_journal, write_journal
 
 ATTACK = "<script>document.title = 'owned'</script><b>bold</b>"
 FIGURES = ["health", "history", "controller", "entrants", "training", "training-loss", "loss", "compute"]
@@ -86,6 +89,33 @@ def test_pressing_a_heading_sorts_the_trials(browser_page: Page, report: Path) -
     heading.press("Enter")
     assert numbers.first.inner_text() == "42"
     assert browser_page.locator("#trials th[aria-sort=descending]").count() == 1
+
+
+def test_a_samplers_choices_and_numbers_are_drawn_and_no_words_lie_on_others(
+    browser_page: Page, tmp_path: Path
+) -> None:
+    space, rng = Unified(), np.random.default_rng(0)
+    candidates = [LossSchedule.constant(space.sample(rng)) for _ in range(40)]
+    seen = watched(browser_page)
+    path = write_report(write_journal(tmp_path, sampled_journal(candidates, space={"kind": "unified"})))
+    browser_page.goto(path.as_uri())
+    marks = drawn(browser_page)
+    assert marks["choices"] >= 40
+    assert marks["sampled"] >= 12
+    assert "controller" not in marks
+    assert browser_page.locator("#choices-figure .cartesianlayer .subplot").count() == 6
+    overlapping = browser_page.evaluate(
+        """() => ['choices', 'sampled'].flatMap(key => {
+            const boxes = [...document.querySelectorAll(`#${key}-figure svg text`)]
+                .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+            return boxes.flatMap(([one, a], index) => boxes.slice(index + 1)
+                .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
+                    && b.top < a.bottom - 1)
+                .map(([other]) => `${key}: ${one} / ${other}`));
+        })"""
+    )
+    assert overlapping == []
+    assert seen == []
 
 
 def test_an_a4_page_holds_figures_and_tables(browser_page: Page, report: Path) -> None:

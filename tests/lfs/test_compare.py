@@ -136,7 +136,9 @@ def test_the_tuned_loss_is_the_best_of_its_grid_on_the_choice_half(compared: tup
 def test_no_network_is_left_behind(compared: tuple[Path, Result]) -> None:
     folder = compared[0] / "compare" / "01"
     assert list((folder / "checkpoints").iterdir()) == []
-    assert len(list((folder / "test").iterdir())) == 3 * len(ENTRANTS)
+    files = [name for e in events_of(compared[0]) if isinstance(e, Scored) for name in (e.resamples, e.curves)]
+    assert sorted(files) == sorted(str(path.relative_to(folder)) for path in (folder / "test").iterdir())
+    assert len(files) == 2 * 3 * len(ENTRANTS)
 
 
 def test_a_finished_comparison_is_shown_again_and_not_repeated(compared: tuple[Path, Result]) -> None:

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mlflow import MlflowClient
 from lfs import tracker as tracker_module
 from lfs.journal import FILE_NAME, Asked, Event, Examined, Finished, Journal, JournalError, Resumed, Retried, Told
 from lfs.tracker import VIEW_TAG, SyncResult, Tracker, addresses, sync
-from lfs.tracker_uri import TrackingError, default_uri, resolve_uri, set_environment
+from lfs.tracker_uri import TrackingError, default_uri, resolve_uri
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
 from tests.analysis.journals import failed, modulating, outcome, started, write_journal
@@ -63,38 +62,6 @@ def small_journal() -> list[Event]:
         Told(time=TIME + 7.5, trial=3, outcome=outcome(0.9, 2, 2, rng)),
         Finished(time=TIME + 8, winner=3),
     ]
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without runs: making one takes MLflow seconds."""
-    set_environment()
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A workspace with an empty database; whatever is written into the current directory is an error."""
-    folder = tmp_path / "a workspace: 100%20 sure?"
-    current = tmp_path / "current"
-    folder.mkdir()
-    current.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    monkeypatch.chdir(current)
-    yield folder
-    assert list(current.iterdir()) == []
-
-
-@pytest.fixture
-def uri(workspace: Path) -> str:
-    return default_uri(workspace)
-
-
-@pytest.fixture
-def run_dir(workspace: Path) -> Path:
-    return workspace / "runs" / "first run"
 
 
 def cut(run_dir: Path, events: list[Event]) -> None:

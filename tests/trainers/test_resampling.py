@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from trainers.pair_scores import PairScores
 from trainers.resampling import draw_clusters, resampled
 from trainers.verification import metric_name, verification
 
@@ -52,7 +53,7 @@ def test_resamples_are_those_of_looking_at_every_pair(groups: int) -> None:
     x_ND, label_N = clustered(0, [3, 2, 4, 1, 2, 3, 1, 2, 2])
     cluster_N = label_N // groups
     weight_GB = draw_clusters(label_N, cluster_N, 12, np.random.default_rng(1))
-    moves = resampled(x_ND, label_N, cluster_N, weight_GB, FARS)
+    moves = resampled(PairScores.of(x_ND, label_N, cluster_N), weight_GB, FARS).scores
     still = naive(x_ND, label_N, cluster_N, np.ones(len(weight_GB)))
     for column in range(12):
         wanted = naive(x_ND, label_N, cluster_N, weight_GB[:, column])
@@ -62,7 +63,7 @@ def test_resamples_are_those_of_looking_at_every_pair(groups: int) -> None:
 
 def test_what_was_drawn_once_each_moves_nothing() -> None:
     x_ND, label_N = clustered(1, [5] * 12)
-    moves = resampled(x_ND, label_N, label_N, np.ones((12, 2)), FARS)
+    moves = resampled(PairScores.of(x_ND, label_N, label_N), np.ones((12, 2)), FARS).scores
     assert set(moves) == {"tar_at_far_1e-1", "tar_at_far_1e-2", "eer", "auc", "rank1"}
     assert all((move == 0).all() for move in moves.values())
 
@@ -71,7 +72,7 @@ def test_a_cluster_left_out_is_as_if_it_had_never_been() -> None:
     x_ND, label_N = clustered(2, [4] * 8, noise=1.2)
     weight_GB = np.ones((8, 1))
     weight_GB[7] = 0
-    moves = resampled(x_ND, label_N, label_N, weight_GB, FARS)
+    moves = resampled(PairScores.of(x_ND, label_N, label_N), weight_GB, FARS).scores
     kept = label_N < 7
     all_of_them, without = verification(x_ND, label_N, FARS), verification(x_ND[kept], label_N[kept], FARS)
     for name in ("tar_at_far_1e-1", "tar_at_far_1e-2"):
@@ -84,12 +85,21 @@ def test_many_pairs_are_interpolated_closely() -> None:
     x_ND, label_N = clustered(3, [10] * 80, noise=1.2)
     weight_GB = np.ones((80, 1))
     weight_GB[60:] = 0
-    moves = resampled(x_ND, label_N, label_N, weight_GB, (1e-1, 1e-2, 1e-3))
+    moves = resampled(PairScores.of(x_ND, label_N, label_N), weight_GB, (1e-1, 1e-2, 1e-3)).scores
     kept = label_N < 60
     before = verification(x_ND, label_N, (1e-1, 1e-2, 1e-3))
     after = verification(x_ND[kept], label_N[kept], (1e-1, 1e-2, 1e-3))
     for name in ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "eer"):
         assert moves[name][0] == pytest.approx(after[name] - before[name], abs=2e-3)
+
+
+def test_the_curve_moves_as_the_scores_at_its_rates_do() -> None:
+    x_ND, label_N = clustered(4, [5] * 12)
+    weight_GB = draw_clusters(label_N, label_N, 20, np.random.default_rng(2))
+    moves = resampled(PairScores.of(x_ND, label_N, label_N), weight_GB, FARS, (3e-2, *FARS))
+    assert moves.tar_FB.shape == (3, 20)
+    assert (moves.tar_FB[1:] == [moves.scores[metric_name(far)] for far in FARS]).all()
+    assert (moves.tar_FB[0] != moves.tar_FB[1]).any()
 
 
 def test_every_resample_has_genuine_and_impostor_pairs() -> None:

@@ -1,0 +1,73 @@
+"""Error curves and cosines of a comparison: against its own scores, with trainings that diverged, and without any."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.comparison import Results
+from analysis.comparison_curves import cosines_of, drawable, errors_of, thresholds_of
+from analysis.comparison_page import comparison_html
+from tests.analysis.comparisons import ENTRANTS, write_compared
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results.read(write_compared(tmp_path_factory.mktemp("compared")))
+
+
+@pytest.mark.parametrize("far", [1e-1, 1e-2, 1e-3])
+def test_the_error_curve_holds_the_scores_and_their_intervals(compared: Results, far: float) -> None:
+    table = errors_of(compared)
+    for name in ENTRANTS:
+        (row,) = table[(table["entrant"] == name) & np.isclose(table["far"], far)].to_dict("records")
+        wanted = compared.estimate(name, f"tar_at_far_{far:.0e}".replace("e-0", "e-"))
+        assert wanted is not None
+        assert (row["frr"], row["low"], row["high"]) == pytest.approx(
+            (1 - wanted.mean, 1 - wanted.high, 1 - wanted.low), abs=1e-6
+        )
+        assert row["n"] == 3
+
+
+def test_rates_without_thirty_false_accepts_are_marked(compared: Results) -> None:
+    table = errors_of(compared)
+    impostors = 160 * 159 // 2 - 20 * 8 * 7 // 2
+    assert table["far"].min() >= 1 / impostors
+    assert (table["resolved"] == (np.floor(table["far"] * impostors) >= 30)).all()
+    assert set(table["resolved"]) == {True, False}
+
+
+def test_histograms_sum_to_one_and_thresholds_leave_their_share_of_impostors_above(compared: Results) -> None:
+    cosines, thresholds = cosines_of(compared), thresholds_of(compared)
+    sums = cosines.groupby("entrant")[["genuine", "impostor"]].sum()
+    assert sums.to_numpy() == pytest.approx(np.ones((len(ENTRANTS), 2)))
+    assert list(thresholds["far"].unique()) == [0.1, 0.01]
+    for row in thresholds[thresholds["far"] == 0.1].to_dict("records"):
+        shares = cosines[(cosines["entrant"] == row["entrant"]) & (cosines["cosine"] > row["threshold"])]
+        assert shares["impostor"].sum() == pytest.approx(0.1, abs=0.03)
+        assert row["lowest"] <= row["threshold"] <= row["highest"]
+
+
+def test_a_diverged_training_counts_as_chance_in_the_curve_and_has_no_cosines(tmp_path: Path) -> None:
+    results = Results.read(write_compared(tmp_path, diverged="softmax"))
+    table = errors_of(results)
+    rows = table[table["entrant"] == "softmax"]
+    assert (rows["n"] == 3).all()
+    assert (rows["frr"] >= (1 - rows["far"]) / 3).all()
+    assert cosines_of(results).groupby("entrant")["n"].first().to_dict() == {
+        name: 2 if name == "softmax" else 3 for name in ENTRANTS
+    }
+
+
+def test_a_comparison_from_before_curves_were_kept_is_still_shown(tmp_path: Path) -> None:
+    folder = write_compared(tmp_path, curves=False)
+    journal = folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(',"curves":""', ""))
+    results = Results.read(folder)
+    assert drawable(results) == []
+    assert errors_of(results).empty
+    assert cosines_of(results).empty
+    page = comparison_html(results)
+    assert "made before error curves were kept" in page
+    assert 'id="forest-figure"' in page
+    assert 'id="errors-figure"' not in page
