@@ -17,7 +17,11 @@ RewardMetric = Literal[
     "one_minus_eer",
     "auc",
     "rank1",
+    "mean_tar",
+    "blend",
+    "lfw_accuracy",
 ]
+"""What a reward can be: scores of `trainers.verification`, all of them over all pairs but the last."""
 
 
 class Augmentation(FrozenModel):

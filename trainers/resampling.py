@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import coo_array
 
-from trainers.verification import metric_name
+from trainers.lfw_protocol import draw_pairs, fold_accuracy
+from trainers.verification import MEAN_TAR_FARS, blend, metric_name
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -60,12 +61,13 @@ def resampled(
     weight_GB: Floats,
     fars: Sequence[float],
 ) -> Mapping[str, Floats]:
-    """How far `tar_at_far_*`, `eer`, `auc` and `rank1` move in each resample from what they are on all images, each B.
+    """How far each score of `verification` moves in each resample from what it is on all images, each B.
 
     The definitions are those of `trainers.verification`. At most `_THRESHOLDS` thresholds are looked at, so with few
     impostor pairs the scores are exact, and else they are interpolated between thresholds whose false accept rates
-    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled. Memory grows with the
-    number of all pairs. Labels are dense, and a label lies in one cluster.
+    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled. `lfw_accuracy` keeps its
+    pairs, which count as often as their clusters are drawn. Memory grows with the number of all pairs. Labels are
+    dense, and a label lies in one cluster; `fars` reach up to the highest of `MEAN_TAR_FARS`.
     """
     pairs = _Pairs.of(embeddings_ND, label_N, cluster_N)
     all_GB = np.concatenate([np.ones((len(weight_GB), 1)), weight_GB], axis=1)
@@ -74,7 +76,10 @@ def resampled(
         "eer": curve.equal_error_rate(),
         "auc": curve.area(),
         "rank1": (pairs.hits_G @ all_GB) / (pairs.mated_G @ all_GB),
+        "mean_tar": curve.mean_tar(),
+        "lfw_accuracy": _lfw_accuracy(embeddings_ND, label_N, cluster_N, all_GB),
     }
+    scores["blend"] = blend(scores["rank1"], scores["eer"], scores["mean_tar"])
     return {name: values[1:] - values[0] for name, values in scores.items()}
 
 
@@ -203,6 +208,16 @@ class _Curve:
         area_B: Floats = np.trapezoid(np.append(self.tar_CB, ones_1B, 0), np.append(self.far_CB, ones_1B, 0), axis=0)
         return area_B
 
+    def mean_tar(self) -> Floats:
+        """The mean true accept rate over log FAR: steps where nothing lies between two thresholds, else straight."""
+        low, high = np.log(MEAN_TAR_FARS)
+        ends_CB = np.append(self.far_CB, np.full((1, self.far_CB.shape[1]), MEAN_TAR_FARS[1]), axis=0)
+        width_CB = np.diff(np.log(np.clip(ends_CB, *MEAN_TAR_FARS)), axis=0) / (high - low)
+        next_CB = np.append(self.tar_CB[1:], self.tar_CB[-1:], axis=0)
+        height_CB = np.where(self.whole_C[:, None], self.tar_CB, (self.tar_CB + next_CB) / 2)
+        mean_B: Floats = (width_CB * height_CB).sum(0)
+        return mean_B
+
     def _around(self, beyond_CB: npt.NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
         """For each resample the last threshold that is not beyond, the next one, and the resample's column."""
         below_B = np.maximum((~beyond_CB).sum(0) - 1, 0)
@@ -224,6 +239,16 @@ def _weighed(code_P: npt.NDArray[np.unsignedinteger[Any]], weight_GB: Floats) ->
     between_GG = coo_array(between, shape=(clusters, clusters)).tocsr()
     counted_B: Floats = within_G @ weight_GB + ((between_GG @ weight_GB) * weight_GB).sum(0)
     return counted_B
+
+
+def _lfw_accuracy(embeddings_ND: npt.NDArray[np.float32], label_N: Ints, cluster_N: Ints, weight_GB: Floats) -> Floats:
+    order_N = np.argsort(label_N, kind="stable")
+    first_P, second_P = (order_N[image_P] for image_P in draw_pairs(label_N[order_N]))
+    unit_ND = F.normalize(torch.from_numpy(embeddings_ND), dim=1)
+    score_P = (unit_ND[first_P] * unit_ND[second_P]).sum(1).numpy()
+    left_PB, right_PB = weight_GB[cluster_N[first_P]], weight_GB[cluster_N[second_P]]
+    within_P = cluster_N[first_P] == cluster_N[second_P]
+    return fold_accuracy(score_P, np.where(within_P[:, None], left_PB, left_PB * right_PB))
 
 
 def _rough_eer(pairs: _Pairs) -> float:

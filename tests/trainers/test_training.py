@@ -130,7 +130,8 @@ def test_each_history_row_has_the_absolute_epoch_all_scores_and_the_images_seen(
     assert outcome.images == 2 * 192
     assert [(row["epoch"], row["cost/images"]) for row in outcome.history] == [(3, 3 * 192), (4, 4 * 192)]
     tars = [f"tar_at_far_1e-{digit}" for digit in (1, 2, 3, 4)]
-    scores = {f"{part}/{score}" for part in ("reward", "choice", "val") for score in [*tars, "eer", "auc", "rank1"]}
+    others = ["eer", "auc", "rank1", "mean_tar", "blend", "lfw_accuracy"]
+    scores = {f"{part}/{score}" for part in ("reward", "choice", "val") for score in [*tars, *others]}
     trained = {"val/mean_cosine", "train/loss", "train/target_cosine", "train/separation", "loss/scale"}
     assert outcome.metrics == outcome.history[-1]
     assert outcome.metrics.keys() == scores | trained | {"epoch", "cost/images"}
@@ -140,6 +141,13 @@ def test_one_minus_eer_can_be_the_reward(toy_task: Task) -> None:
     recipe = RECIPE.model_copy(update={"reward": "one_minus_eer"})
     outcome, _ = _train(COSFACE, toy_task, recipe=recipe, epochs=1)
     assert outcome.reward == 1 - outcome.metrics["reward/eer"]
+
+
+@pytest.mark.parametrize("metric", ["mean_tar", "blend", "lfw_accuracy"])
+def test_other_scores_can_be_the_reward(toy_task: Task, metric: str) -> None:
+    recipe = Recipe.model_validate({**RECIPE.model_dump(), "reward": metric})
+    outcome, _ = _train(COSFACE, toy_task, recipe=recipe, epochs=1)
+    assert outcome.reward == outcome.metrics[f"reward/{metric}"]
 
 
 def test_images_that_do_not_fill_a_batch_are_left_out_and_counted_so(toy_task: Task) -> None:
