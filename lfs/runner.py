@@ -37,5 +37,6 @@ class TrainingRunner:
             epochs=trial.epochs,
             start=start,
             fresh_optimizer=trial.fresh_optimizer,
+            cooldown_epochs=trial.cooldown_epochs,
             device=default_device(),
         )

@@ -18,7 +18,8 @@ from search_space import LossSchedule, LossSpec
 from trainers.augment import augment
 from trainers.checkpoint import pack, unpack
 from trainers.evaluation import Diverged, Evaluator, as_float, collapse, on_device, reward_of
-from trainers.learner import Learner, one_cycle, without_optimizer
+from trainers.learner import Learner, without_optimizer
+from trainers.learning_rate import Rate, cooling_down, rate_of
 from trainers.numerics import applied
 from trainers.outcome import Outcome
 from trainers.recipe import Numerics, Recipe
@@ -41,29 +42,33 @@ def train(
     epochs: int,
     start: npt.NDArray[np.uint8] | None = None,
     fresh_optimizer: bool = False,
+    cooldown_epochs: int = 0,
     device: str = "cpu",
 ) -> tuple[Outcome, npt.NDArray[np.uint8] | None]:
     """Train up to absolute epoch `epochs`, from scratch or from the checkpoint `start`; score after each epoch.
 
-    `fresh_optimizer` takes the weights of `start` alone, not its optimiser's state.
+    `fresh_optimizer` takes the weights of `start` alone, not its optimiser's state. With `cooldown_epochs`, reward and
+    metrics are those of a branch that trains on for so many epochs while its learning rate falls to 0 and is thrown
+    away then; the history and the checkpoint are those from before it, the images include it.
 
     Returns the outcome and a checkpoint, or None in its place when training diverged (then the outcome has an
     `error`). Each row of the outcome's history holds `epoch`, `train/loss`, `cost/images` (seen so far, those before
     `start` included), the scores of `Evaluator.scores` and `loss/*`, the numbers that the loss tracks.
 
-    Raises `ValueError` when `epochs` is beyond the recipe's horizon, or when `start` is no checkpoint, has reached
-    `epochs` already, or holds a network or class weights of other shapes.
+    Raises `ValueError` when `epochs` and the branch go beyond the recipe's horizon, or when `start` is no checkpoint,
+    has reached `epochs` already, or holds a network or class weights of other shapes.
     """
     began = time.perf_counter()
     place = torch.device(device)
     tensors, progress = unpack(start) if start is not None else ({}, {"epoch": 0, "images": 0})
     first = progress["epoch"]
-    _refuse_epochs(first, epochs, recipe.horizon_epochs)
+    _refuse_epochs(first, epochs, cooldown_epochs, recipe.horizon_epochs)
     history: list[dict[str, float]] = []
-    error = symptom = None
+    error = symptom = checkpoint = None
+    metrics: dict[str, float] = {}
     with applied(numerics):
         batches = _Batches(task.train, recipe, seed, place)
-        evaluator = Evaluator(task, place)
+        evaluator, rate = Evaluator(task, place), rate_of(recipe, batches.steps)
         new_learner = partial(_new_learner, task=task, recipe=recipe, numerics=numerics, seed=seed, device=place)
         learner = new_learner(schedule.at(max(first - 1, 0)))  # the loss that `start` was trained under
         if tensors:
@@ -71,32 +76,35 @@ def train(
         try:
             for epoch in range(first, epochs):
                 learner.use(schedule.at(epoch))
-                learner.draw_margins_from(_generator(seed, _MARGINS, epoch))
-                loss = _train_epoch(learner, batches, epoch, recipe)
+                loss = _train_epoch(learner, batches, epoch, rate)
                 scores = evaluator.scores(learner)
                 seen = progress["images"] + batches.served
-                history.append({"epoch": epoch + 1, "cost/images": seen, "train/loss": loss, **scores})
+                metrics = {"epoch": epoch + 1, "cost/images": seen, "train/loss": loss, **scores}
+                history.append(metrics)
+            checkpoint = pack(learner.tensors(), {"epoch": epochs, "images": seen})
+            if cooldown_epochs:
+                _cool_down(learner, batches, epochs, cooldown_epochs, rate)
+                metrics = metrics | evaluator.scores(learner)
         except Diverged as reason:
-            error = f"diverged: {reason} in epoch {epoch + 1}"
+            error, checkpoint = f"diverged: {reason} in epoch {epoch + 1}", None
         else:
-            symptom = collapse(history[-1], lambda: evaluator.scores(new_learner(schedule.final))["val/rank1"])
+            symptom = collapse(metrics, lambda: evaluator.scores(new_learner(schedule.final))["val/rank1"])
     outcome = Outcome(
-        reward=None if error else reward_of(history[-1], recipe.reward),
-        metrics=history[-1] if history else {},
+        reward=None if error else reward_of(metrics, recipe.reward),
+        metrics=metrics,
         history=tuple(history),
         seconds=time.perf_counter() - began,
         images=batches.served,
         error=error,
         collapse=symptom,
     )
-    if error:
-        return outcome, None
-    return outcome, pack(learner.tensors(), {"epoch": epochs, "images": progress["images"] + batches.served})
+    return outcome, checkpoint
 
 
-def _refuse_epochs(first: int, epochs: int, horizon_epochs: int) -> None:
-    if epochs > horizon_epochs:
-        raise ValueError(f"epochs must be at most the recipe's horizon_epochs={horizon_epochs}, but got {epochs}")
+def _refuse_epochs(first: int, epochs: int, cooldown_epochs: int, horizon_epochs: int) -> None:
+    if epochs + cooldown_epochs > horizon_epochs:
+        more = f" and cooldown_epochs={cooldown_epochs}" if cooldown_epochs else ""
+        raise ValueError(f"epochs must be at most the recipe's horizon_epochs={horizon_epochs}, but got {epochs}{more}")
     if epochs <= first:
         raise ValueError(f"epochs must be more than the {first} that are trained already, but got {epochs}")
 
@@ -116,13 +124,22 @@ def _new_learner(
     )
 
 
-def _train_epoch(learner: Learner, batches: "_Batches", epoch: int, recipe: Recipe) -> float:
+def _cool_down(learner: Learner, batches: "_Batches", first: int, epochs: int, rate: Rate) -> None:
+    """Train on from epoch `first` while the rate falls to 0."""
+    falling = cooling_down(rate, first * batches.steps, epochs * batches.steps)
+    try:
+        for epoch in range(first, first + epochs):
+            _train_epoch(learner, batches, epoch, falling)
+    except Diverged as reason:
+        raise Diverged(f"{reason} while cooling down") from None
+
+
+def _train_epoch(learner: Learner, batches: "_Batches", epoch: int, rate: Rate) -> float:
     """Train one 0-based epoch; the mean loss. Raises `Diverged` when the loss or its state leaves its bounds."""
+    learner.draw_margins_from(_generator(batches.seed, _MARGINS, epoch))
     total = torch.zeros((), device=batches.device)
     for step, (images_NKHW, label_N) in enumerate(batches.of(epoch)):
-        position = epoch * batches.steps + step
-        rate = one_cycle(position, recipe.horizon_epochs * batches.steps, peak=recipe.learning_rate)
-        total += learner.step(images_NKHW, label_N, learning_rate=rate)
+        total += learner.step(images_NKHW, label_N, learning_rate=rate(epoch * batches.steps + step))
         if (step + 1) % _CHECK_EVERY == 0 or step + 1 == batches.steps:
             if not total.isfinite():
                 raise Diverged("the loss is not finite")
@@ -137,13 +154,13 @@ class _Batches:
     def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._images, self._labels = on_device(data.images, device), on_device(data.labels, device)
         self._size = min(recipe.batch_size, len(data.labels))
-        self._augmentation, self._seed, self.device = recipe.augmentation, seed, device
+        self._augmentation, self.seed, self.device = recipe.augmentation, seed, device
         self.steps = len(data.labels) // self._size
         self.served = 0
 
     def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels of each batch; what does not fill a batch is left out."""
-        generator = _generator(self._seed, _BATCHES, epoch)
+        generator = _generator(self.seed, _BATCHES, epoch)
         order = torch.randperm(len(self._labels), generator=generator)[: self.steps * self._size]
         for index in order.to(self.device).view(self.steps, self._size):
             self.served += self._size
