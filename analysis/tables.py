@@ -19,6 +19,9 @@ SCORES = (
     "eer",
     "auc",
     "rank1",
+    "mean_tar",
+    "blend",
+    "lfw_accuracy",
 )
 _TRIAL_COLUMNS = (
     *("number", "role", "name", "round", "parent", "epochs", "at_horizon", "seed", "state", "attempts"),
@@ -129,7 +132,14 @@ def score_title(metric: str | None) -> str:
     """
     if metric is None:
         return "reward"
-    named = {"one_minus_eer": "1 − EER", "eer": "EER", "auc": "AUC", "rank1": "rank-1"}
+    named = {
+        "one_minus_eer": "1 − EER",
+        "eer": "EER",
+        "auc": "AUC",
+        "rank1": "rank-1",
+        "mean_tar": "mean TAR over log FAR",
+        "lfw_accuracy": "LFW-style accuracy",
+    }
     return named.get(metric, metric.replace("tar_at_far_", "TAR@FAR "))
 
 

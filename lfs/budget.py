@@ -54,7 +54,8 @@ class Budgeted:
         for trial in trials:
             self._asked[trial.number] = trial
             self._trials += 1
-            self._epochs += trial.epochs - (self._asked[trial.parent].epochs if trial.parent is not None else 0)
+            before = self._asked[trial.parent].epochs if trial.parent is not None else 0
+            self._epochs += trial.epochs - before + trial.cooldown_epochs
         return trials
 
     def _spent(self) -> bool:

@@ -9,6 +9,7 @@ be chosen after that look: a killed comparison goes on with the same networks an
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,9 +34,18 @@ from trainers.pair_scores import PairScores
 from trainers.recipe import FARS, Numerics, Recipe
 from trainers.resampling import draw_clusters, resampled
 from trainers.task import LabelledImages
-from trainers.verification import metric_name, verification
+from trainers.verification import MEAN_TAR_FARS, blend, metric_name, verification
 
-CHANCE = {**{metric_name(far): far for far in FARS}, "eer": 0.5, "auc": 0.5, "rank1": 0.0}
+_CHANCE_MEAN_TAR = (MEAN_TAR_FARS[1] - MEAN_TAR_FARS[0]) / math.log(MEAN_TAR_FARS[1] / MEAN_TAR_FARS[0])
+CHANCE = {
+    **{metric_name(far): far for far in FARS},
+    "eer": 0.5,
+    "auc": 0.5,
+    "rank1": 0.0,
+    "mean_tar": _CHANCE_MEAN_TAR,
+    "blend": blend(0.0, 0.5, _CHANCE_MEAN_TAR),
+    "lfw_accuracy": 0.5,
+}
 """The scores of a training that diverged: it left no model, and who uses it can but guess."""
 
 _UNLIMITED_BYTES = 2**62

@@ -55,6 +55,9 @@ class _Rounds(FrozenModel):
     """Trained under the loss where the space starts."""
     broadcast_momentum: bool = True
     """Whether the copies of a round start with the optimiser's state of the best of the last one, too."""
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 0
+    """A copy is rewarded after so many further epochs in which the learning rate falls to 0, and which are thrown away
+    then."""
 
 
 class ReinforceConfig(_Rounds):

@@ -43,7 +43,7 @@ LockstepKey = tuple[object, ...]
 def lockstep_key(trial: Trial, start: Checkpoint | None) -> LockstepKey:
     """Trials for which this is equal see the same batches under the same learning rate."""
     begun = 0 if start is None else unpack_meta(start)["epoch"]
-    return trial.seed, begun, trial.epochs, tuple(sorted(trial.recipe.items()))
+    return trial.seed, begun, trial.epochs, trial.cooldown_epochs, tuple(sorted(trial.recipe.items()))
 
 
 @dataclass(frozen=True, slots=True)

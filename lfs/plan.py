@@ -80,6 +80,7 @@ def make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) 
         horizon_epochs=horizon_epochs,
         seed=seed,
         broadcast_momentum=search.broadcast_momentum,
+        cooldown_epochs=search.cooldown_epochs,
     )
 
 
@@ -168,7 +169,8 @@ def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
             _bracket_epochs(first, size, search.eta, horizon_epochs) for first, size in _brackets(search, recipe)
         )
     alone = search.warmup_epochs - 1
-    return baselines + alone + search.batch * (horizon_epochs - alone)
+    cooling = sum(min(search.cooldown_epochs, left) for left in range(horizon_epochs - alone))
+    return baselines + alone + search.batch * (horizon_epochs - alone + cooling)
 
 
 def _bracket_epochs(first: int, size: int, eta: int, horizon_epochs: int) -> int:

@@ -30,7 +30,9 @@ class RoundSearch:
     """Rounds of `batch` one-epoch trials up to `horizon_epochs`, each from the best of the last round.
 
     The warm-up trains under the space's `start`. Without `broadcast_momentum` the copies of a round take over weights
-    alone, and their optimisers start afresh.
+    alone, and their optimisers start afresh. With `cooldown_epochs` a copy is rewarded for what a branch of so many
+    further epochs makes of it while the learning rate falls to 0 (fewer near the horizon): at a high rate a reward
+    measures the rate as much as the loss.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RoundSearch:
         horizon_epochs: int,
         seed: int,
         broadcast_momentum: bool = True,
+        cooldown_epochs: int = 0,
     ) -> None:
         if not 1 <= warmup_epochs < horizon_epochs:
             raise ValueError(
@@ -56,6 +59,7 @@ class RoundSearch:
         self._horizon_epochs = horizon_epochs
         self._seed = seed
         self._broadcast_momentum = broadcast_momentum
+        self._cooldown_epochs = cooldown_epochs
         self._numbers = count_from()
         self._round = 0
         self._noise = NOISE_FLOOR
@@ -86,9 +90,13 @@ class RoundSearch:
                 epochs=self._warmup_epochs,
                 parent=None if parent is None else parent.number,
                 round=0,
+                cooldown_epochs=self._cooldown_after(self._warmup_epochs),
             )
             for seed in (self._seed, *others)
         ]
+
+    def _cooldown_after(self, epochs: int) -> int:
+        return min(self._cooldown_epochs, self._horizon_epochs - epochs)
 
     def _next_round(self, parent: Trial) -> list[Trial]:
         rng = np.random.default_rng([self._seed, self._round])
@@ -101,6 +109,7 @@ class RoundSearch:
                 parent=parent.number,
                 round=self._round,
                 fresh_optimizer=not self._broadcast_momentum,
+                cooldown_epochs=self._cooldown_after(parent.epochs + 1),
             )
             for spec in self._proposer.propose(self._space, rng, self._batch)
         ]

@@ -44,5 +44,6 @@ class TrainingRunner:
             numerics=self.numerics,
             seed=trial.seed,
             epochs=trial.epochs,
+            cooldown_epochs=trial.cooldown_epochs,
             device=default_device(),
         )

@@ -23,7 +23,9 @@ INTERVALS_ONLY: Mapping[str, str] = {
 }
 """Samplers that refuse choices, and why."""
 
-_METRIC = re.compile(r"reward|seconds|images|(reward|choice|val)/(tar_at_far_1e-[1-4]|eer|auc|rank1)")
+_METRIC = re.compile(
+    r"reward|seconds|images|(reward|choice|val)/(tar_at_far_1e-[1-4]|eer|auc|rank1|mean_tar|blend|lfw_accuracy)"
+)
 
 
 class Objective(FrozenModel):

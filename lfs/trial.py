@@ -16,7 +16,8 @@ class Trial:
     Siblings of a round share a seed; a trial that continues another keeps its parent's. `role` tells the search's own
     trials from the baselines that run beside it; a baseline has a `name`. `recipe` holds the recipe fields in which
     this trial differs from the run's recipe (P2SGrad's own regime, say). `fresh_optimizer` takes the parent's weights
-    without its optimiser's state.
+    without its optimiser's state. With `cooldown_epochs` its reward is that of a branch that trains on for so many
+    epochs while the learning rate falls to 0; whoever continues the trial continues what was before the branch.
     """
 
     number: int
@@ -29,12 +30,13 @@ class Trial:
     name: str = ""
     recipe: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     fresh_optimizer: bool = False
+    cooldown_epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.number < 0 or self.epochs < 1 or self.seed < 0:
+        if self.number < 0 or self.epochs < 1 or self.seed < 0 or self.cooldown_epochs < 0:
             raise ValueError(
-                f"number >= 0, epochs >= 1 and seed >= 0 must hold, but got number={self.number}, "
-                f"epochs={self.epochs}, seed={self.seed}"
+                f"number >= 0, epochs >= 1, seed >= 0 and cooldown_epochs >= 0 must hold, but got "
+                f"number={self.number}, epochs={self.epochs}, seed={self.seed}, cooldown_epochs={self.cooldown_epochs}"
             )
         if self.parent is not None and not 0 <= self.parent < self.number:
             raise ValueError(f"a parent comes before its trial, but got parent={self.parent}, number={self.number}")

@@ -251,10 +251,15 @@ class LossTraining(tune.Trainable):
         trial, first = self._trial, not self._result
         start = self._parents_checkpoint() if first else self._checkpoint
         epochs = 1 if start is None else unpack(start)[1]["epoch"] + 1
-        outcome, self._checkpoint = self._train(
-            replace(trial, epochs=epochs, fresh_optimizer=trial.fresh_optimizer and first), start
+        last = epochs == trial.epochs
+        part = replace(
+            trial,
+            epochs=epochs,
+            fresh_optimizer=trial.fresh_optimizer and first,
+            cooldown_epochs=trial.cooldown_epochs if last else 0,
         )
-        done = outcome.error is not None or epochs == trial.epochs
+        outcome, self._checkpoint = self._train(part, start)
+        done = outcome.error is not None or last
         if done and trial.role == "search" and self._folder is not None and self._checkpoint is not None:
             CheckpointStore(Path(self._folder)).save(trial.number, self._checkpoint)
         self._result = {

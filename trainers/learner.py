@@ -3,7 +3,6 @@
 N batch, C classes, R class weights, D embedding, K colour channels, H×W image.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,22 +16,8 @@ from trainers import numerics as nm
 from trainers.networks import EmbeddingNetwork, build_network
 from trainers.recipe import Numerics, Recipe
 
-_WARM_UP = 0.25
-_START_DIVISOR = 25.0
 _LOSS = "loss."
 _VELOCITY = "velocity."
-
-
-def one_cycle(step: int, total_steps: int, *, peak: float) -> float:
-    """The learning rate of a 0-based step: from peak/25 up to `peak` over the first quarter, then down to 0.
-
-    Both parts are half cosines (Smith & Topin 2019, "Super-convergence").
-    """
-    warm_up = _WARM_UP * total_steps
-    low = peak / _START_DIVISOR
-    if step < warm_up:
-        return peak - (peak - low) * (1 + math.cos(math.pi * step / warm_up)) / 2
-    return peak * (1 + math.cos(math.pi * (step - warm_up) / (total_steps - warm_up))) / 2
 
 
 class _Candidate(nn.Module):

@@ -3,7 +3,8 @@
 Weights and thresholds are those of `trainers.verification`: a genuine pair counts so that each image counts once,
 impostor pairs count once each, and a pair is accepted when its cosine lies strictly above the threshold.
 
-N images, D embedding, G clusters, P impostor pairs, Q genuine pairs, F false accept rates, H bins.
+N images, D embedding, G clusters, P impostor pairs, Q genuine pairs, L pairs of the LFW protocol,
+F false accept rates, H bins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+
+from trainers.lfw_protocol import draw_pairs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -44,6 +47,10 @@ class PairScores:
     """Images whose nearest other image is a mate."""
     mated_G: Floats
     """Images that have a mate."""
+    lfw_cosine_L: npt.NDArray[np.float32]
+    """Of the pairs of `trainers.lfw_protocol`."""
+    lfw_cluster_2L: Ints
+    """The clusters of their images."""
 
     @classmethod
     def of(cls, embeddings_ND: npt.NDArray[np.float32], label_N: Ints, cluster_N: Ints) -> "PairScores":
@@ -68,6 +75,8 @@ class PairScores:
             nearest_stranger_R = np.where(mate_RN, -np.inf, score_RN).max(1)
             mate_RN[np.arange(len(here)), here] = False
             hit_N[here] = np.where(mate_RN, score_RN, -np.inf).max(1) > nearest_stranger_R
+        order_N = np.argsort(label_N, kind="stable")
+        lfw_2L = order_N[np.stack(draw_pairs(label_N[order_N]))]
         row_Q = np.concatenate(genuine_rows)
         images_of_label = np.bincount(label_N)
         mated_N = images_of_label[label_N] > 1
@@ -83,6 +92,8 @@ class PairScores:
             within_G=(images_G**2 - mates_G) / 2,
             hits_G=np.bincount(cluster_N[hit_N & mated_N], minlength=clusters).astype(float),
             mated_G=np.bincount(cluster_N[mated_N], minlength=clusters).astype(float),
+            lfw_cosine_L=(unit_ND[lfw_2L[0]] * unit_ND[lfw_2L[1]]).sum(1).numpy(),
+            lfw_cluster_2L=cluster_N[lfw_2L],
         )
 
     def impostors(self, weight_GB: Floats) -> Floats:

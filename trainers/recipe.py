@@ -17,7 +17,11 @@ RewardMetric = Literal[
     "one_minus_eer",
     "auc",
     "rank1",
+    "mean_tar",
+    "blend",
+    "lfw_accuracy",
 ]
+"""What a reward can be: scores of `trainers.verification`, all of them over all pairs but the last."""
 
 
 Execution = Literal["eager", "compiled", "cuda_graph"]
@@ -37,7 +41,7 @@ class Augmentation(FrozenModel):
 
 
 class Recipe(FrozenModel):
-    """How a proxy model is trained (SGD with momentum under a one-cycle learning rate) and what its reward is.
+    """How a proxy model is trained (SGD with momentum) and what its reward is.
 
     `horizon_epochs` fixes the learning-rate schedule for the whole search, so that stopping after some epochs and
     continuing later is the same as not stopping.
@@ -48,6 +52,11 @@ class Recipe(FrozenModel):
     embedding_dim: Annotated[int, Field(ge=2, le=4096)] = 128
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 128
     learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    """The highest of the schedule."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """Of the learning rate, after a warm-up over a quarter of the horizon: down to 0, or held and then down to 0."""
+    decay: Annotated[Real, Field(ge=0, le=0.75)] = 0.25
+    """The last share of the horizon, over which the `constant` schedule goes down."""
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
     horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8

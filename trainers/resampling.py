@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 
+from trainers.lfw_protocol import fold_accuracy
 from trainers.pair_scores import PairScores
-from trainers.verification import metric_name
+from trainers.verification import MEAN_TAR_FARS, blend, metric_name
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ def draw_clusters(label_N: Ints, cluster_N: Ints, resamples: int, rng: np.random
 class Resampled:
     """How far scores move in each resample from what they are on all images.
 
-    `scores`: `tar_at_far_*`, `eer`, `auc` and `rank1`, each B. `tar_FB`: the true accept rate along an error curve.
+    `scores`: those of `trainers.verification`, each B. `tar_FB`: the true accept rate along an error curve.
     """
 
     scores: Mapping[str, Floats]
@@ -69,7 +70,8 @@ def resampled(
 
     The definitions are those of `trainers.verification`. At most `_THRESHOLDS` thresholds are looked at, so with few
     impostor pairs the scores are exact, and else they are interpolated between thresholds whose false accept rates
-    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled.
+    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled. `lfw_accuracy` keeps its
+    pairs, which count as often as their clusters are drawn. `fars` reach up to the highest of `MEAN_TAR_FARS`.
     """
     all_GB = np.concatenate([np.ones((len(weight_GB), 1)), weight_GB], axis=1)
     curve = _Curve.of(pairs, all_GB, [*fars, *curve_fars])
@@ -77,7 +79,10 @@ def resampled(
         "eer": curve.equal_error_rate(),
         "auc": curve.area(),
         "rank1": (pairs.hits_G @ all_GB) / (pairs.mated_G @ all_GB),
+        "mean_tar": curve.mean_tar(),
+        "lfw_accuracy": _lfw_accuracy(pairs, all_GB),
     }
+    scores["blend"] = blend(scores["rank1"], scores["eer"], scores["mean_tar"])
     tar_FB = np.array([curve.tar_at(far) for far in curve_fars]).reshape(-1, all_GB.shape[1])
     return Resampled(
         scores={name: values[1:] - values[0] for name, values in scores.items()}, tar_FB=tar_FB[:, 1:] - tar_FB[:, :1]
@@ -146,6 +151,16 @@ class _Curve:
         area_B: Floats = np.trapezoid(np.append(self.tar_CB, ones_1B, 0), np.append(self.far_CB, ones_1B, 0), axis=0)
         return area_B
 
+    def mean_tar(self) -> Floats:
+        """The mean true accept rate over log FAR: steps where nothing lies between two thresholds, else straight."""
+        low, high = np.log(MEAN_TAR_FARS)
+        ends_CB = np.append(self.far_CB, np.full((1, self.far_CB.shape[1]), MEAN_TAR_FARS[1]), axis=0)
+        width_CB = np.diff(np.log(np.clip(ends_CB, *MEAN_TAR_FARS)), axis=0) / (high - low)
+        next_CB = np.append(self.tar_CB[1:], self.tar_CB[-1:], axis=0)
+        height_CB = np.where(self.whole_C[:, None], self.tar_CB, (self.tar_CB + next_CB) / 2)
+        mean_B: Floats = (width_CB * height_CB).sum(0)
+        return mean_B
+
     def _around(self, beyond_CB: npt.NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
         """For each resample the last threshold that is not beyond, the next one, and the resample's column."""
         below_B = np.maximum((~beyond_CB).sum(0) - 1, 0)
@@ -167,6 +182,13 @@ def _weighed(code_P: npt.NDArray[np.unsignedinteger[Any]], weight_GB: Floats) ->
     between_GG = coo_array(between, shape=(clusters, clusters)).tocsr()
     counted_B: Floats = within_G @ weight_GB + ((between_GG @ weight_GB) * weight_GB).sum(0)
     return counted_B
+
+
+def _lfw_accuracy(pairs: PairScores, weight_GB: Floats) -> Floats:
+    """The drawn pairs stay; they count as often as their clusters are drawn."""
+    left_LB, right_LB = weight_GB[pairs.lfw_cluster_2L]
+    within_L = pairs.lfw_cluster_2L[0] == pairs.lfw_cluster_2L[1]
+    return fold_accuracy(pairs.lfw_cosine_L, np.where(within_L[:, None], left_LB, left_LB * right_LB))
 
 
 def _rough_eer(pairs: PairScores) -> float:

@@ -10,12 +10,18 @@ N images, D embedding, G genuine pairs.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainers.lfw_protocol import PAIRS, draw_pairs, fold_accuracy
+
+MEAN_TAR_FARS = (1e-4, 1e-1)
+"""The false accept rates over whose logarithm `mean_tar` averages."""
 
 _CHUNK_PAIRS = 2**21
 """Pairs scored and sorted at a time: 8 MiB of scores, whatever the number of images."""
@@ -37,13 +43,16 @@ def metric_name(far: float) -> str:
 def verification(
     embeddings_ND: npt.NDArray[np.float32], label_N: npt.NDArray[np.int64], fars: Sequence[float]
 ) -> dict[str, float]:
-    """Scores of embeddings under cosine similarity: `tar_at_far_*` for each of `fars`, `eer`, `auc` and `rank1`.
+    """Scores of embeddings under cosine similarity: `tar_at_far_*` for each of `fars`, `eer`, `auc`, `rank1`,
+    `mean_tar`, `blend` and `lfw_accuracy`.
 
     A pair is accepted when its score lies strictly above a threshold. The true accept rate (TAR) at a false accept
     rate (FAR) takes the lowest threshold whose share of accepted impostor pairs is at most `far`; with fewer than
     1/far impostor pairs that is the highest impostor score, so that none is accepted. The equal error rate (EER) is
     where the piecewise linear ROC curve meets FAR = 1 − TAR. The area under that curve (AUC) counts a tie as half.
     Rank-1 is the share of images with a mate whose nearest other image is a mate; a tie with a stranger is a miss.
+    `mean_tar` is the TAR averaged over log FAR between `MEAN_TAR_FARS`, `blend` the mean of rank-1, 1 − EER and
+    `mean_tar`, `lfw_accuracy` that of `trainers.lfw_protocol` (the only score that depends on the order of images).
 
     Memory grows with the number of genuine pairs, not of all pairs. Raises `ValueError` when an embedding is not
     finite or when there is no genuine or no impostor pair.
@@ -64,8 +73,19 @@ def verification(
     eer = _equal_error_rate(above_G / impostors, reaching_G / impostors, share_G)
     # a sum, not a dot product: BLAS would round differently with its number of threads
     auc = 1 - (share_G * (above_G + reaching_G)).sum() / (2 * impostors)
-    scores = tar | {"eer": eer, "auc": auc, "rank1": _rank1(pairs, score_G, stranger_N)}
+    rank1, mean_tar = _rank1(pairs, score_G, stranger_N), _mean_tar(reaching_G / impostors, share_G)
+    scores = tar | {"eer": eer, "auc": auc, "rank1": rank1, "mean_tar": mean_tar}
+    scores |= {"blend": blend(rank1, eer, mean_tar), "lfw_accuracy": _lfw_accuracy(unit_ND, label_N[order_N])}
     return {name: float(score) for name, score in scores.items()}
+
+
+Score = TypeVar("Score", float, Floats)
+
+
+def blend(rank1: Score, eer: Score, mean_tar: Score) -> Score:
+    """The mean of rank-1, 1 − EER and `mean_tar`: of the nearest neighbours, the middle of the ROC curve and its tail,
+    so that no one of them is bought with another, and their noise averages out."""
+    return (rank1 + (1 - eer) + mean_tar) / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +171,20 @@ def _equal_error_rate(above_G: Floats, reaching_G: Floats, share_G: Floats) -> f
     after = int(np.argmax(excess >= 0))
     part = excess[after - 1] / (excess[after - 1] - excess[after])
     return float(far[after - 1] + part * (far[after] - far[after - 1]))
+
+
+def _mean_tar(far_G: Floats, share_G: Floats) -> float:
+    """The mean of the step function TAR over log FAR: a genuine pair is accepted from the FAR on at which it is
+    reached."""
+    low, high = np.log(MEAN_TAR_FARS)
+    accepted_G = (high - np.log(np.clip(far_G, *MEAN_TAR_FARS))) / (high - low)
+    return float((share_G * accepted_G).sum())
+
+
+def _lfw_accuracy(unit_ND: Tensor, label_N: Ints) -> float:
+    first_P, second_P = draw_pairs(label_N)
+    score_P = (unit_ND[first_P] * unit_ND[second_P]).sum(1).numpy()
+    return float(fold_accuracy(score_P, np.ones((PAIRS, 1)))[0])
 
 
 def _rank1(pairs: _GenuinePairs, score_G: Scores, stranger_N: Scores) -> float:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("numpy", "ray", "torch")
@@ -26,6 +27,12 @@ def append_row(name: str, content: dict[str, object]) -> dict[str, object]:
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     return row
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of `results/<name>.jsonl`, none where there is no such file."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _commit() -> str:

@@ -48,7 +48,7 @@ CONFIGS = {
     ),
     "key of another method": (
         '[search]\nmethod = "random"\nsigma_start = 0.1',
-        ["'search.sigma_start'", "known are batch, warmup_epochs, broadcast_momentum, method"],
+        ["'search.sigma_start'", "known are batch, warmup_epochs, broadcast_momentum, cooldown_epochs, method"],
     ),
     "text for a number": ('[executor]\nworkers = "many"', ["executor.workers", "whole number", "'many'"]),
     "text for a flag": ('[tracking]\nenabled = "perhaps"', ["tracking.enabled", "true or false", "'perhaps'"]),

@@ -7,8 +7,11 @@ import pytest
 
 from lfs.budget import Budget, Budgeted, Clock
 from lfs.candidates import Independent
+from lfs.proposers import RandomRounds
+from lfs.rounds import RoundSearch
 from lfs.samplers import UniformSampler
 from lfs.trial import Trial
+from search_space import ModulatingFactor
 from tests.lfs.test_controllers import drive
 from tests.lfs.toy import HORIZON_EPOCHS, make_halving, trajectories
 from trainers.outcome import Outcome
@@ -57,6 +60,13 @@ def test_continued_trials_cost_their_own_epochs_alone() -> None:
     asked = drive(Budgeted(make_halving(0), budget, Clock()), 1, random.Random(0))
     epochs = [t.epochs - (asked[t.parent].epochs if t.parent is not None else 0) for t in asked]
     assert sum(epochs[:-1]) < 20 <= sum(epochs)
+
+
+def test_a_cool_down_costs_its_epochs_too() -> None:
+    space = ModulatingFactor()
+    rounds = RoundSearch(space, RandomRounds(), batch=2, warmup_epochs=1, horizon_epochs=4, seed=0, cooldown_epochs=1)
+    asked = drive(Budgeted(rounds, Budget(epochs=8), Clock()), 1, random.Random(0))
+    assert [(trial.epochs, trial.cooldown_epochs) for trial in asked] == [(1, 1), (1, 1), (2, 1), (2, 1)]
 
 
 def test_wall_time_is_that_of_the_journal() -> None:

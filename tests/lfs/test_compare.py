@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.comparison import Results
+from lfs.compare import CHANCE
 from lfs.comparison import ComparisonPlan, clusters_of
 from lfs.entrants import ComparisonController, Entrant, Grid, controls
 from lfs.journal import FILE_NAME, Asked, Event, Finished, Opened, Resumed, Scored, Started, Told, read_events
@@ -23,7 +25,9 @@ from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, lossearch
 from tests.lfs.runners import PATIENCE_SECONDS, wait_until
 from tests.lfs.test_bad_input import refused
 from trainers.outcome import Outcome
+from trainers.recipe import FARS
 from trainers.training import train
+from trainers.verification import verification
 
 ROOT = Path(__file__).parents[2]
 BASELINES = ("softmax", "adacos-dynamic", "cosface-tuned")
@@ -366,6 +370,13 @@ def test_a_failed_training_is_the_last_of_its_pool() -> None:
     for trial, told in zip(trials, [failed, outcome(0.1), failed, failed], strict=True):
         asking.tell(trial, told)
     assert [asking.champion(best, replicate) for replicate in (0, 1)] == [1, 2]
+
+
+def test_chance_has_every_score_and_is_what_drawing_lots_gives() -> None:
+    rng = np.random.default_rng(0)
+    scores = verification(rng.standard_normal((1500, 64)).astype(np.float32), np.arange(1500) // 5, FARS)
+    assert scores == pytest.approx(CHANCE, abs=0.05)
+    assert scores["mean_tar"] == pytest.approx(CHANCE["mean_tar"], abs=0.005)
 
 
 def test_longer_training_stretches_the_recipe_too() -> None:

@@ -59,17 +59,29 @@ def test_a_search_ends_with_a_winner_and_replays(method: str, tmp_path: Path) ->
     assert {trial.role for trial in past.asked.values()} == {"search", "baseline"}
 
 
+def trained_epochs(config: RunConfig, folder: Path) -> int:
+    run(config, folder)
+    with Journal(folder) as journal:
+        asked = replay(controller_of(config), list(journal)).asked
+    start = {number: 0 if t.parent is None else asked[t.parent].epochs for number, t in asked.items()}
+    return sum(t.epochs - start[number] + t.cooldown_epochs for number, t in asked.items())
+
+
 @every_method
 def test_the_plan_counts_its_epochs(method: str, tmp_path: Path) -> None:
     """Exactly but for successive halving, which promotes some candidates before better ones come."""
     config = config_of(method)
-    run(config, tmp_path / "run")
-    with Journal(tmp_path / "run") as journal:
-        asked = replay(controller_of(config), list(journal)).asked
-    epochs = sum(t.epochs - (asked[t.parent].epochs if t.parent is not None else 0) for t in asked.values())
-    planned = planned_epochs(config, RECIPE)
+    epochs, planned = trained_epochs(config, tmp_path / "run"), planned_epochs(config, RECIPE)
     assert epochs == planned or (method in ("asha", "hyperband", "bohb") and planned < epochs < 1.5 * planned)
     assert most_at_once(config) > len(config.all_baselines())
+
+
+@pytest.mark.parametrize("warmup_epochs", [1, 3])
+def test_the_plan_counts_the_epochs_of_cool_downs(warmup_epochs: int, tmp_path: Path) -> None:
+    settings = [f"search.warmup_epochs={warmup_epochs}", "search.cooldown_epochs=2", "search.batch=2"]
+    config = load_config(None, settings, method="random-softmax")
+    plain = load_config(None, [settings[0], settings[2]], method="random-softmax")
+    assert trained_epochs(config, tmp_path / "run") == planned_epochs(config, RECIPE) > planned_epochs(plain, RECIPE)
 
 
 def test_a_config_goes_on_top_of_a_method(tmp_path: Path) -> None:

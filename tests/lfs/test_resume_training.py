@@ -18,7 +18,9 @@ from trainers.data import DataConfig, load_task
 from trainers.recipe import Numerics, Recipe
 
 RECIPE = Recipe(width=4, embedding_dim=32, horizon_epochs=3)
-CONFIG = RunConfig.model_validate({"search": {"method": "reinforce", "batch": 2, "warmup_epochs": 1}, "baselines": []})
+CONFIG = RunConfig.model_validate(
+    {"search": {"method": "reinforce", "batch": 2, "warmup_epochs": 1, "cooldown_epochs": 1}, "baselines": []}
+)
 
 
 def run(folder: Path, runner: TrainingRunner) -> list[Event]:

@@ -95,6 +95,18 @@ def test_the_best_copy_starts_the_next_round() -> None:
     assert {trial.parent for trial in controller.ask(100)} == {first[3].number}
 
 
+def test_copies_are_rewarded_after_a_cool_down_that_ends_within_the_horizon() -> None:
+    space = ModulatingFactor(scale=32)
+    controller = RoundSearch(
+        space, gaussian(0.5), batch=2, warmup_epochs=2, horizon_epochs=5, seed=7, cooldown_epochs=2
+    )
+    cooled = {}
+    while trials := controller.ask(100):
+        cooled[trials[0].epochs] = {trial.cooldown_epochs for trial in trials}
+        tell_round(controller, trials, [0.1, 0.2][: len(trials)])
+    assert cooled == {1: {0}, 2: {2}, 3: {2}, 4: {1}, 5: {0}}
+
+
 def test_samples_are_antithetic_pairs_about_mu() -> None:
     proposer = gaussian(0.4, parameters=3)
     units = proposer.draw(np.random.default_rng(0), 4)

@@ -51,7 +51,7 @@ UNIFORM = {"method": "sampler", "sampler": "random", "candidates": 4}
 LONG_EPOCHS = 30
 """A trial takes a second or two: long enough to be killed in."""
 STATE_EVERY_SECONDS = 1
-ROUNDS = {"method": "random", "batch": 2, "warmup_epochs": 1}
+ROUNDS = {"method": "random", "batch": 2, "warmup_epochs": 1, "cooldown_epochs": 1}
 
 trial_of = TypeAdapter(Trial).validate_python
 outcome_of = TypeAdapter(Outcome).validate_python

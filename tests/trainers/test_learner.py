@@ -1,9 +1,8 @@
-import pytest
 import torch
 
 from search_space import LossSpec, catalog
 from trainers import Numerics, Recipe
-from trainers.learner import Learner, one_cycle
+from trainers.learner import Learner
 
 ADACOS = catalog.adacos_dynamic()
 
@@ -24,21 +23,6 @@ def _step(learner: Learner) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(10, 1, 16, 16, generator=generator)
     learner.step(images, torch.arange(10) % 5, learning_rate=0.1)
-
-
-def test_one_cycle_climbs_over_a_quarter_of_the_steps_and_ends_near_zero() -> None:
-    rates = [one_cycle(step, 100, peak=0.5) for step in range(100)]
-    assert rates[0] == pytest.approx(0.5 / 25)
-    assert rates[25] == max(rates) == 0.5
-    assert rates[:26] == sorted(rates[:26])
-    assert rates[25:] == sorted(rates[25:], reverse=True)
-    assert 0 < rates[-1] < 1e-3
-
-
-@pytest.mark.parametrize("total_steps", [1, 2, 3])
-def test_one_cycle_is_defined_for_very_short_trainings(total_steps: int) -> None:
-    rates = [one_cycle(step, total_steps, peak=0.5) for step in range(total_steps)]
-    assert all(0 < rate <= 0.5 for rate in rates)
 
 
 def test_loss_state_carries_over_between_losses_of_one_structure_and_else_starts_fresh() -> None:

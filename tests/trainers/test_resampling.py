@@ -1,12 +1,16 @@
 """Resampled verification against the same thing done pair by pair, and against verification itself."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from trainers.lfw_protocol import draw_pairs, fold_accuracy
 from trainers.pair_scores import PairScores
 from trainers.resampling import draw_clusters, resampled
-from trainers.verification import metric_name, verification
+from trainers.verification import MEAN_TAR_FARS, metric_name, verification
 
 FARS = (1e-1, 1e-2)
 Labels = npt.NDArray[np.int64]
@@ -45,6 +49,10 @@ def naive(
     found = {metric_name(far): max(tar for false, tar in curve if false <= far + 1e-12) for far in FARS}
     above = next(index for index, (false, tar) in enumerate(curve) if false + tar >= 1)
     found["eer"] = min(curve[above][0], 1 - curve[above - 1][1])  # to the right first, then up
+    low, high = MEAN_TAR_FARS
+    ends = [min(max(false, low), high) for false, _ in curve] + [high]
+    steps = zip(curve, pairwise(ends), strict=True)
+    found["mean_tar"] = sum(tar * math.log(b / a) for (_, tar), (a, b) in steps) / math.log(high / low)
     return found
 
 
@@ -64,7 +72,7 @@ def test_resamples_are_those_of_looking_at_every_pair(groups: int) -> None:
 def test_what_was_drawn_once_each_moves_nothing() -> None:
     x_ND, label_N = clustered(1, [5] * 12)
     moves = resampled(PairScores.of(x_ND, label_N, label_N), np.ones((12, 2)), FARS).scores
-    assert set(moves) == {"tar_at_far_1e-1", "tar_at_far_1e-2", "eer", "auc", "rank1"}
+    assert set(moves) == verification(x_ND, label_N, FARS).keys()
     assert all((move == 0).all() for move in moves.values())
 
 
@@ -89,7 +97,7 @@ def test_many_pairs_are_interpolated_closely() -> None:
     kept = label_N < 60
     before = verification(x_ND, label_N, (1e-1, 1e-2, 1e-3))
     after = verification(x_ND[kept], label_N[kept], (1e-1, 1e-2, 1e-3))
-    for name in ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "eer"):
+    for name in ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "eer", "mean_tar"):
         assert moves[name][0] == pytest.approx(after[name] - before[name], abs=2e-3)
 
 
@@ -100,6 +108,35 @@ def test_the_curve_moves_as_the_scores_at_its_rates_do() -> None:
     assert moves.tar_FB.shape == (3, 20)
     assert (moves.tar_FB[1:] == [moves.scores[metric_name(far)] for far in FARS]).all()
     assert (moves.tar_FB[0] != moves.tar_FB[1]).any()
+
+
+def test_the_blend_moves_with_its_parts() -> None:
+    x_ND, label_N = clustered(4, [4] * 8, noise=1.2)
+    weight_GB = draw_clusters(label_N, label_N, 5, np.random.default_rng(1))
+    moves = resampled(PairScores.of(x_ND, label_N, label_N), weight_GB, FARS).scores
+    assert moves["blend"] == pytest.approx((moves["rank1"] - moves["eer"] + moves["mean_tar"]) / 3)
+    assert np.abs(moves["blend"]).max() > 1e-3
+
+
+def test_lfw_pairs_count_as_often_as_their_clusters_are_drawn() -> None:
+    x_ND, label_N = clustered(5, [4, 3, 5, 2, 1, 6], noise=1.2)
+    cluster_N = label_N // 2
+    weight_GB = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
+    shuffle = np.random.default_rng(0).permutation(len(label_N))
+    pairs = PairScores.of(x_ND[shuffle], label_N[shuffle], cluster_N[shuffle])
+    moves = resampled(pairs, weight_GB, FARS).scores
+    order_N = shuffle[np.argsort(label_N[shuffle], kind="stable")]
+    first_P, second_P = (order_N[image_P] for image_P in draw_pairs(label_N[order_N]))
+    unit_ND = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+    score_P = (unit_ND[first_P] * unit_ND[second_P]).sum(1)
+    still = verification(x_ND[shuffle], label_N[shuffle], FARS)["lfw_accuracy"]
+    for column, weight_G in enumerate(weight_GB.T):
+        count = [
+            w[a] if a == b else w[a] * w[b]
+            for w, a, b in ((weight_G, cluster_N[i], cluster_N[j]) for i, j in zip(first_P, second_P, strict=True))
+        ]
+        wanted = fold_accuracy(score_P, np.array(count)[:, None])[0]
+        assert moves["lfw_accuracy"][column] + still == pytest.approx(wanted, abs=1e-9)
 
 
 def test_every_resample_has_genuine_and_impostor_pairs() -> None:

@@ -11,6 +11,7 @@ from search_space import LossSchedule, LossSpec, catalog
 from trainers import FARS, LabelledImages, Numerics, Outcome, Recipe, Task, train
 from trainers.checkpoint import pack, unpack
 from trainers.evaluation import embeddings
+from trainers.learner import Learner
 from trainers.verification import verification
 
 RECIPE = Recipe(width=4, embedding_dim=16, batch_size=32, horizon_epochs=6, reward="rank1")
@@ -104,6 +105,61 @@ def test_stopping_and_continuing_is_bit_for_bit_the_same_as_not_stopping(
     assert first.images + second.images == whole.images
 
 
+COOLED = RECIPE.model_copy(update={"schedule": "constant"})
+
+
+@pytest.mark.parametrize("loss", [COSFACE, *(catalog.get(name) for name in LIVING[:3])], ids=["cosface", *LIVING[:3]])
+def test_a_cool_down_changes_neither_history_nor_checkpoint(loss: LossSpec, toy_task: Task) -> None:
+    plain, kept = _train(loss, toy_task, recipe=COOLED, epochs=3)
+    cooled, also_kept = _train(loss, toy_task, recipe=COOLED, epochs=3, cooldown_epochs=2)
+    np.testing.assert_array_equal(kept, also_kept)
+    assert cooled.history == plain.history
+    assert cooled.images == 5 * 192 == plain.images + 2 * 192
+    assert cooled.metrics.keys() == plain.metrics.keys()
+    own = ("epoch", "cost/images", "train/loss")
+    assert {name: cooled.metrics[name] for name in own} == {name: plain.metrics[name] for name in own}
+    assert cooled.reward == cooled.metrics["reward/rank1"]
+    assert cooled.metrics["val/mean_cosine"] != plain.metrics["val/mean_cosine"]
+
+
+def test_a_cool_down_trains_at_a_rate_that_falls_to_zero(toy_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = Learner.step
+
+    def recorded(learner: Learner, *batch: Any, learning_rate: float) -> Any:
+        rates.append(learning_rate)
+        return step(learner, *batch, learning_rate=learning_rate)
+
+    monkeypatch.setattr(Learner, "step", recorded)
+    _train(COSFACE, toy_task, recipe=COOLED, epochs=3, cooldown_epochs=1)
+    held, branch = rates[:18], rates[18:]
+    assert held[-1] == branch[0] == COOLED.learning_rate
+    assert branch == sorted(branch, reverse=True)
+    assert branch[-1] < 0.1 * COOLED.learning_rate
+
+
+def test_a_cool_down_from_the_peak_on_is_the_constant_schedules_own_end(toy_task: Task) -> None:
+    """At decay 1/6 of 6 epochs the last epoch is what a branch of one epoch after 5 is."""
+    recipe = COOLED.model_copy(update={"decay": 1 / 6})
+    branch, _ = _train(COSFACE, toy_task, recipe=recipe, epochs=5, cooldown_epochs=1)
+    whole, _ = _train(COSFACE, toy_task, recipe=recipe)
+    assert branch.metrics["val/mean_cosine"] == pytest.approx(whole.metrics["val/mean_cosine"], abs=1e-6)
+    assert branch.reward == pytest.approx(whole.reward)
+
+
+def test_what_diverges_while_cooling_down_has_no_reward(toy_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.training.cooling_down", lambda *_: lambda _: float("nan"))
+    outcome, checkpoint = _train(COSFACE, toy_task, recipe=COOLED, epochs=2, cooldown_epochs=1)
+    assert outcome.error == "diverged: the loss is not finite while cooling down in epoch 2"
+    assert checkpoint is None
+    assert len(outcome.history) == 2
+
+
+def test_a_cool_down_beyond_the_horizon_is_refused(toy_task: Task) -> None:
+    with pytest.raises(ValueError, match="horizon_epochs=6, but got 5 and cooldown_epochs=2"):
+        _train(COSFACE, toy_task, epochs=5, cooldown_epochs=2)
+
+
 @pytest.mark.parametrize("name", catalog.NAMES)
 def test_every_named_loss_lowers_its_own_loss(name: str, toy_task: Task) -> None:
     recipe = RECIPE.model_copy(update={"learning_rate": 0.02})
@@ -130,7 +186,8 @@ def test_each_history_row_has_the_absolute_epoch_all_scores_and_the_images_seen(
     assert outcome.images == 2 * 192
     assert [(row["epoch"], row["cost/images"]) for row in outcome.history] == [(3, 3 * 192), (4, 4 * 192)]
     tars = [f"tar_at_far_1e-{digit}" for digit in (1, 2, 3, 4)]
-    scores = {f"{part}/{score}" for part in ("reward", "choice", "val") for score in [*tars, "eer", "auc", "rank1"]}
+    others = ["eer", "auc", "rank1", "mean_tar", "blend", "lfw_accuracy"]
+    scores = {f"{part}/{score}" for part in ("reward", "choice", "val") for score in [*tars, *others]}
     trained = {"val/mean_cosine", "train/loss", "train/target_cosine", "train/separation", "loss/scale"}
     assert outcome.metrics == outcome.history[-1]
     assert outcome.metrics.keys() == scores | trained | {"epoch", "cost/images"}
@@ -140,6 +197,13 @@ def test_one_minus_eer_can_be_the_reward(toy_task: Task) -> None:
     recipe = RECIPE.model_copy(update={"reward": "one_minus_eer"})
     outcome, _ = _train(COSFACE, toy_task, recipe=recipe, epochs=1)
     assert outcome.reward == 1 - outcome.metrics["reward/eer"]
+
+
+@pytest.mark.parametrize("metric", ["mean_tar", "blend", "lfw_accuracy"])
+def test_other_scores_can_be_the_reward(toy_task: Task, metric: str) -> None:
+    recipe = Recipe.model_validate({**RECIPE.model_dump(), "reward": metric})
+    outcome, _ = _train(COSFACE, toy_task, recipe=recipe, epochs=1)
+    assert outcome.reward == outcome.metrics[f"reward/{metric}"]
 
 
 def test_images_that_do_not_fill_a_batch_are_left_out_and_counted_so(toy_task: Task) -> None:

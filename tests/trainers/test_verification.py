@@ -1,13 +1,15 @@
 """Verification against a slow loop in float64 and against scikit-learn, and its corner cases by hand."""
 
-from itertools import combinations
+import math
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from trainers.verification import metric_name, verification
+from trainers.lfw_protocol import FOLDS, PAIRS, draw_pairs, fold_accuracy
+from trainers.verification import MEAN_TAR_FARS, metric_name, verification
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 Embeddings = npt.NDArray[np.float32]
@@ -67,6 +69,33 @@ def _slow_rank1(x_ND: Embeddings, label_N: Labels) -> float:
     return sum(hits) / len(hits)
 
 
+def _slow_mean_tar(x_ND: Embeddings, label_N: Labels) -> float:
+    """The mean of `_slow_tar` over intervals of log FAR within which no further impostor is accepted."""
+    impostors = sum(not same for same in _pairs(x_ND, label_N)[1])
+    low, high = MEAN_TAR_FARS
+    edges = [low, *(far for k in range(1, impostors) if low < (far := k / impostors) < high), high]
+    area = 0.0
+    for left, right in pairwise(edges):
+        area += _slow_tar(x_ND, label_N, (left * right) ** 0.5) * math.log(right / left)
+    return area / math.log(high / low)
+
+
+def _slow_fold_accuracy(score_P: list[float], genuine_P: list[bool], weight_P: list[float]) -> float:
+    """Every threshold tried on nine folds, the lowest of the best on the tenth."""
+    right = 0.0
+    for fold in range(FOLDS):
+        others = [p for p in range(PAIRS) if p % FOLDS != fold]
+        scores = sorted({score_P[p] for p in others})
+        between = [(a + b) / 2 for a, b in pairwise(scores)]
+        correct = {
+            threshold: sum(weight_P[p] for p in others if (score_P[p] > threshold) == genuine_P[p])
+            for threshold in [-math.inf, *between, math.inf]
+        }
+        best = min(t for t, count in correct.items() if count == max(correct.values()))
+        right += sum(weight_P[p] for p in range(fold, PAIRS, FOLDS) if (score_P[p] > best) == genuine_P[p])
+    return right / sum(weight_P)
+
+
 CASES = [_corners(0, 40, 9), _corners(1, 25, 3), _clusters(2, 40, 12), _clusters(3, 60, 5), _clusters(4, 30, 25)]
 
 
@@ -89,13 +118,55 @@ def test_auc_and_eer_agree_with_scikit_learn_under_sample_weights(x_ND: Embeddin
 
 
 @pytest.mark.parametrize(("x_ND", "label_N"), CASES)
+def test_the_mean_tar_is_the_area_under_the_steps_over_log_far(x_ND: Embeddings, label_N: Labels) -> None:
+    assert verification(x_ND, label_N, FARS)["mean_tar"] == pytest.approx(_slow_mean_tar(x_ND, label_N), abs=1e-9)
+
+
+def test_the_blend_is_the_mean_of_rank1_and_both_parts_of_the_curve() -> None:
+    scores = verification(*CASES[2], FARS)
+    parts = scores["rank1"], 1 - scores["eer"], scores["mean_tar"]
+    assert len({round(part, 3) for part in parts}) == 3
+    assert scores["blend"] == pytest.approx(sum(parts) / 3)
+
+
+@pytest.mark.parametrize(("x_ND", "label_N"), CASES)
+def test_lfw_accuracy_agrees_with_a_slow_search_for_thresholds(x_ND: Embeddings, label_N: Labels) -> None:
+    order_N = np.argsort(label_N, kind="stable")
+    x_ND, label_N = x_ND[order_N], label_N[order_N]
+    first_P, second_P = draw_pairs(label_N)
+    unit_ND = x_ND.astype(np.float64) / np.linalg.norm(x_ND.astype(np.float64), axis=1, keepdims=True)
+    score_P = (unit_ND[first_P] * unit_ND[second_P]).sum(1).round(6)
+    genuine_P = label_N[first_P] == label_N[second_P]
+    assert genuine_P.tolist() == [True] * 300 + [False] * 300
+    slow = _slow_fold_accuracy(score_P.tolist(), genuine_P.tolist(), [1.0] * PAIRS)
+    assert verification(x_ND, label_N, FARS)["lfw_accuracy"] == pytest.approx(slow, abs=1e-12)
+    weight_PB = np.random.default_rng(0).integers(0, 4, (PAIRS, 3)).astype(np.float64)
+    weighed = [_slow_fold_accuracy(score_P.tolist(), genuine_P.tolist(), w.tolist()) for w in weight_PB.T]
+    assert fold_accuracy(score_P, weight_PB) == pytest.approx(weighed, abs=1e-12)
+
+
+def test_lfw_pairs_are_of_two_different_images_and_the_same_ones_each_time() -> None:
+    label_N = np.repeat(np.arange(30), [1, 2, 3] * 10)
+    first_P, second_P = draw_pairs(label_N)
+    assert (first_P != second_P).all()
+    assert np.array_equal(np.stack(draw_pairs(label_N)), np.stack((first_P, second_P)))
+    genuine = label_N[first_P[:300]]
+    assert set(genuine) == {label for label in range(30) if label % 3}
+    impostors = np.concatenate([label_N[first_P[300:]], label_N[second_P[300:]]])
+    assert set(impostors) == set(range(30))
+
+
+@pytest.mark.parametrize(("x_ND", "label_N"), CASES)
 def test_scores_do_not_depend_on_the_chunks_or_the_order_of_images(
     x_ND: Embeddings, label_N: Labels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = verification(x_ND, label_N, FARS)
     shuffle = np.random.default_rng(0).permutation(len(label_N))
     monkeypatch.setattr("trainers.verification._CHUNK_PAIRS", 7 * len(label_N))
-    assert verification(x_ND[shuffle], 100 - label_N[shuffle], FARS) == pytest.approx(whole, abs=1e-12)
+    assert verification(x_ND, label_N, FARS) == pytest.approx(whole, abs=1e-12)
+    shuffled = verification(x_ND[shuffle], 100 - label_N[shuffle], FARS)
+    del shuffled["lfw_accuracy"], whole["lfw_accuracy"]  # its pairs are drawn by order
+    assert shuffled == pytest.approx(whole, abs=1e-12)
 
 
 def test_every_image_with_a_mate_counts_once_however_many_images_its_identity_has() -> None:
@@ -134,7 +205,9 @@ def test_embeddings_that_are_all_the_same_tell_nothing_apart() -> None:
     x_ND = np.tile(np.random.default_rng(0).standard_normal(37).astype(np.float32), (50, 1))
     scores = verification(x_ND, np.arange(50) // 5, FARS)
     nothing = {metric_name(far): 0.0 for far in FARS}
-    assert scores == pytest.approx(nothing | {"eer": 0.5, "auc": 0.5, "rank1": 0.0})
+    nothing |= {"eer": 0.5, "auc": 0.5, "rank1": 0.0, "mean_tar": 0.0, "blend": 1 / 6}
+    assert scores.pop("lfw_accuracy") <= 0.5
+    assert scores == pytest.approx(nothing)
 
 
 def test_perfect_and_inverted_scores_give_the_ends_of_the_scale() -> None:
