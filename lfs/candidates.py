@@ -35,7 +35,7 @@ class Independent:
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Hand the outcome to the sampler."""
-        self._sampler.learn(trial.number, outcome)
+        self._sampler.learn(trial.number, outcome, epochs=trial.epochs)
 
     def live(self) -> frozenset[int]:
         """No trial continues another."""
@@ -104,8 +104,9 @@ class Halving:
     """Successive halving over `brackets` of (first rung's epochs, candidates), up to `horizon_epochs`.
 
     The rungs of a bracket are first, first·η, ... and the horizon. Of the candidates told at a rung the best 1/η are
-    promoted, each as soon as it belongs to them. The sampler learns from a candidate's first rung: there all of a
-    bracket are measured alike. Raises ValueError for a bracket from which nothing would reach the horizon.
+    promoted, each as soon as it belongs to them. The sampler learns at each rung, and is told at how many epochs:
+    rewards of different rungs do not compare. Raises ValueError for a bracket from which nothing would reach the
+    horizon.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class Halving:
         return trial
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
-        """Note the reward at its rung."""
+        """Note the reward at its rung, and hand the outcome to the sampler."""
         self._continued.pop(trial.number, None)
         bracket, candidate, level = self._place[trial.number]
         rung = bracket.rungs[level]
@@ -189,8 +190,7 @@ class Halving:
             rung.rewards[candidate] = outcome.reward
         elif level > 0:
             bracket.rungs[level - 1].lost += 1
-        if level == 0:
-            self._sampler.learn(candidate, outcome)
+        self._sampler.learn(candidate, outcome, epochs=trial.epochs)
 
     def live(self) -> frozenset[int]:
         """The trials that are being continued, or that a promotion may still continue."""

@@ -116,8 +116,8 @@ class SamplerConfig(FrozenModel):
     fidelity: Literal["full", "halving", "hyperband"] = "full"
     eta: Annotated[int, Field(ge=2, le=10)] = 3
     """Of the candidates at a rung one in `eta` goes on, for `eta` times as long."""
-    min_epochs: Annotated[int, Field(ge=1)] = 1
-    """The first rung."""
+    min_epochs: Annotated[int, Field(ge=1)] | None = None
+    """The first rung; None: a third of the horizon, as rewards of the first epochs say little of the last ones."""
     startup: Annotated[int, Field(ge=1)] = 10
     """Random candidates before TPE and GP begin to model."""
     population: Annotated[int, Field(ge=2, le=10_000)] | None = None
@@ -130,6 +130,10 @@ class SamplerConfig(FrozenModel):
     """Of evolution: whether the first population is known losses or random formulas."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=4)] = (Objective(),)
     """What is optimised; several of them under `nsga2` or `tpe`."""
+
+    def first_rung(self, horizon_epochs: int) -> int:
+        """Epochs after which candidates are compared for the first time."""
+        return self.min_epochs or -(-horizon_epochs // 3)
 
     @property
     def cmaes_population(self) -> int:

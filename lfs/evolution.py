@@ -57,6 +57,19 @@ class Genome(NamedTuple):
         )
 
 
+class _Member(NamedTuple):
+    """A candidate of the population: its number, its loss, and its reward after so many epochs."""
+
+    number: int
+    genome: Genome
+    epochs: int
+    reward: float
+
+    def rank(self) -> tuple[int, float, int]:
+        """Those that a rung promoted come first, then the better reward, then the earlier candidate."""
+        return self.epochs, self.reward, -self.number
+
+
 CATALOG = (
     Genome("c", "c", 16.0),
     Genome(("+", "c", -0.2), "c", 16.0),
@@ -107,8 +120,9 @@ class Evolution:
         """Whatever was examined, the unfit too."""
         self._gradients: list[Gradients] = []
         """Of what passed."""
-        self._population: deque[tuple[int, Genome, float]] = deque(maxlen=population)
-        """(number, loss, reward), the oldest first."""
+        self._population: deque[_Member] = deque(maxlen=population)
+        """The oldest first."""
+        self._entered: set[int] = set()
         self._unfit = self._known = 0
 
     def propose(self, number: int) -> LossSchedule:
@@ -144,11 +158,11 @@ class Evolution:
     def _winner(self, rng: np.random.Generator) -> Genome:
         size = min(self._tournament, len(self._population))
         drawn = [self._population[index] for index in rng.choice(len(self._population), size, replace=False)]
-        return max(drawn, key=lambda member: (member[2], -member[0]))[1]
+        return max(drawn, key=_Member.rank).genome
 
     def _rescaled(self, rng: np.random.Generator) -> Genome:
         """When nothing new is found: what is best so far (softmax if nothing is) at another scale."""
-        best = max(self._population, key=lambda member: (member[2], -member[0]))[1] if self._population else CATALOG[0]
+        best = max(self._population, key=_Member.rank).genome if self._population else CATALOG[0]
         return best._replace(scale=_SCALES.draw(rng))
 
     def _passes(self, genome: Genome) -> bool:
@@ -168,22 +182,32 @@ class Evolution:
         self._gradients.append(found.gradients)
         return True
 
-    def learn(self, number: int, outcome: Outcome) -> None:
-        """The candidate enters the population unless it failed; the oldest member makes room."""
-        if outcome.reward is not None:
-            self._population.append((number, self._proposed[number], outcome.reward))
+    def learn(self, number: int, outcome: Outcome, *, epochs: int) -> None:
+        """The candidate enters the population unless it failed; the oldest member makes room.
+
+        One that trained on, by successive halving, keeps its place, if it still has one, with its new reward.
+        """
+        if outcome.reward is None:
+            return
+        member = _Member(number, self._proposed[number], epochs, outcome.reward)
+        places = [place for place, other in enumerate(self._population) if other.number == number]
+        if places:
+            self._population[places[0]] = member
+        elif number not in self._entered:
+            self._entered.add(number)
+            self._population.append(member)
 
     def summary(self) -> Mapping[str, float]:
         """The population's size, rewards and age (in candidates since the oldest), and how many draws were dropped."""
         dropped = {"dropped/unfit": float(self._unfit), "dropped/known": float(self._known)}
         if not self._population:
             return {"population": 0.0, **dropped}
-        rewards = [reward for _, _, reward in self._population]
+        rewards = [member.reward for member in self._population]
         return {
             "population": float(len(rewards)),
             "population/best_reward": max(rewards),
             "population/mean_reward": sum(rewards) / len(rewards),
-            "population/oldest_age": float(len(self._proposed) - self._population[0][0]),
+            "population/oldest_age": float(len(self._proposed) - self._population[0].number),
             **dropped,
         }
 

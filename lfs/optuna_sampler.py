@@ -2,12 +2,19 @@
 
 The study lives in memory: a resume replays asks and tells from the journal, which Optuna's samplers, seeded, repeat
 exactly, so no second database has to agree with the journal.
+
+Rewards after different numbers of epochs do not compare, so each number of epochs has a study of its own, and a
+candidate is proposed by the deepest one that knows enough: with TPE under Hyperband this is BOHB (Falkner et al., ICML
+2018, §4), but for its share of uniform draws.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+
+import numpy as np
 
 from lfs.samplers import INTERVALS_ONLY, REWARD, Objective
 from search_space.domains import Domain, Parameter, Values, walk
@@ -19,7 +26,9 @@ Kind = Literal["tpe", "cmaes", "gp", "qmc", "nsga2"]
 
 
 class OptunaSampler:
-    """One of Optuna's samplers over `candidates`.
+    """One of Optuna's samplers over `candidates`, for each number of epochs at which it is told results.
+
+    A study proposes once `startup` results are in it; before, the first one does.
 
     `population` is that of CMA-ES (None: Optuna's own) and NSGA-II (None: 20). Raises ValueError for a conditional
     space where the sampler needs intervals, and for several objectives under a sampler other than TPE and NSGA-II.
@@ -43,39 +52,76 @@ class OptunaSampler:
             )
         if len(objectives) > 1 and kind not in ("tpe", "nsga2"):
             raise ValueError(f"sampler '{kind}' takes one objective, but got {len(objectives)}; use 'nsga2' or 'tpe'")
-        self._candidates, self._objectives = candidates, tuple(objectives)
-        self._failed = optuna.trial.TrialState.FAIL
+        self._candidates, self._objectives, self._startup = candidates, tuple(objectives), startup
+        self._failed, self._create_trial = optuna.trial.TrialState.FAIL, optuna.trial.create_trial
         self._trials: dict[int, Any] = {}
+        self._told: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+        def new_study(epochs: int | None) -> Any:
+            own = seed if epochs is None else int(np.random.SeedSequence([seed, epochs]).generate_state(1)[0])
+            return optuna.create_study(
+                directions=[each.direction for each in self._objectives],
+                sampler=_sampler(kind, seed=own, startup=startup, population=population),
+            )
+
+        self._new_study = new_study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._study = optuna.create_study(
-                directions=[each.direction for each in self._objectives],
-                sampler=_sampler(kind, seed=seed, startup=startup, population=population),
-            )
+            self._first = _Depth(new_study(None))
+        self._depths: dict[int, _Depth] = {}
+        """By epochs; the first to be made is that of the first result."""
 
     def propose(self, number: int) -> LossSchedule:
         """What the sampler suggests for the active parameters, asked in their order."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = self._study.ask()
+            trial = self._proposing().study.ask()
             values = walk(self._candidates.parameters, partial(_suggested, trial))
         self._trials[number] = trial
         return self._candidates.decode(_inside(values, self._candidates))
 
-    def learn(self, number: int, outcome: Outcome) -> None:
-        """Tell the study; a failed candidate is told as failed."""
-        trial = self._trials.pop(number)
+    def _proposing(self) -> "_Depth":
+        ready = [epochs for epochs, depth in self._depths.items() if depth.results >= self._startup]
+        return self._depths[max(ready)] if ready else self._first
+
+    def learn(self, number: int, outcome: Outcome, *, epochs: int) -> None:
+        """Tell the study of these epochs; a failed candidate is told as failed.
+
+        Where another study proposed the candidate, it is closed there: results of other epochs are none of its own.
+        """
+        trial, first_time = self._trials[number], number not in self._told
+        self._told.add(number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if outcome.error is None:
-                self._study.tell(trial, [each.of(outcome) for each in self._objectives])
-            else:
-                self._study.tell(trial, state=self._failed)
+            depth = self._depth(epochs)
+            values = None if outcome.error else [each.of(outcome) for each in self._objectives]
+            if values and first_time and trial.study is depth.study:
+                depth.study.tell(trial, values)
+            elif values:
+                known = self._create_trial(params=trial.params, distributions=trial.distributions, values=values)
+                depth.study.add_trial(known)
+            if first_time and (values is None or trial.study is not depth.study):
+                trial.study.tell(trial, state=self._failed)
+        depth.results += values is not None
+
+    def _depth(self, epochs: int) -> "_Depth":
+        if epochs not in self._depths:
+            self._depths[epochs] = _Depth(self._new_study(epochs)) if self._depths else self._first
+        return self._depths[epochs]
 
     def summary(self) -> Mapping[str, float]:
         """How many candidates the sampler has learnt from."""
-        return {"learnt_from": float(len(self._study.trials) - len(self._trials))}
+        return {"learnt_from": float(len(self._told))}
+
+
+@dataclass(slots=True)
+class _Depth:
+    """What is known after some number of epochs."""
+
+    study: Any
+    results: int = 0
+    """Those of failed candidates left out."""
 
 
 def _suggested(trial: Any, name: str, parameter: Parameter) -> float | str:

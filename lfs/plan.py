@@ -107,20 +107,20 @@ def _make_candidates(
     sampler, horizon_epochs = _sampler(config, search, recipe, class_counts), recipe.horizon_epochs
     if search.fidelity == "full":
         return Independent(sampler, trials=search.candidates, horizon_epochs=horizon_epochs, seed=config.seed)
-    if not search.min_epochs < horizon_epochs:
-        raise ValueError(
-            f"search.min_epochs must be below recipe.horizon_epochs = {horizon_epochs}, but got {search.min_epochs}"
-        )
+    first = search.first_rung(horizon_epochs)
+    if not first < horizon_epochs:
+        raise ValueError(f"search.min_epochs must be below recipe.horizon_epochs = {horizon_epochs}, but got {first}")
     brackets = _brackets(search, recipe)
     return Halving(sampler, brackets=brackets, eta=search.eta, horizon_epochs=horizon_epochs, seed=config.seed)
 
 
 def _brackets(search: SamplerConfig, recipe: Recipe) -> list[tuple[int, int]]:
     """(First rung's epochs, candidates) of each bracket."""
-    if search.fidelity == "halving":
-        return [(search.min_epochs, search.candidates)]
     horizon_epochs = recipe.horizon_epochs
-    return hyperband(search.candidates, horizon_epochs=horizon_epochs, min_epochs=search.min_epochs, eta=search.eta)
+    first = search.first_rung(horizon_epochs)
+    if search.fidelity == "halving":
+        return [(first, search.candidates)]
+    return hyperband(search.candidates, horizon_epochs=horizon_epochs, min_epochs=first, eta=search.eta)
 
 
 def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe, class_counts: Sequence[int]) -> Sampler:

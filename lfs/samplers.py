@@ -56,8 +56,8 @@ class Sampler(Protocol):
     def propose(self, number: int) -> LossSchedule:
         """The candidate of this number; each number is asked for once."""
 
-    def learn(self, number: int, outcome: Outcome) -> None:
-        """How that candidate did; failed ones are told too."""
+    def learn(self, number: int, outcome: Outcome, *, epochs: int) -> None:
+        """How that candidate did after so many epochs in all; under halving again at each rung, failed ones too."""
 
     def summary(self) -> Mapping[str, float]:
         """Its state, as far as it can be plotted."""
@@ -74,7 +74,7 @@ class UniformSampler:
         rng = np.random.default_rng([self._seed, number])
         return self._candidates.decode(walk(self._candidates.parameters, lambda _, parameter: parameter.draw(rng)))
 
-    def learn(self, number: int, outcome: Outcome) -> None:
+    def learn(self, number: int, outcome: Outcome, *, epochs: int) -> None:
         """Nothing."""
 
     def summary(self) -> Mapping[str, float]:

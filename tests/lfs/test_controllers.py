@@ -47,7 +47,7 @@ def drive(
         if outcome.error is None:
             checkpoints[trial.number] = checkpoint
         controller.tell(trial, outcome)
-        for number in [n for n in checkpoints if n not in controller.live()]:
+        for number in checkpoints.keys() - controller.live():
             del checkpoints[number]
 
 

@@ -59,7 +59,7 @@ def best_of(sampler: Evolution, trials: int) -> float:
     rewards = []
     for number in range(trials):
         rewards.append(nearness(sampler.propose(number).final))
-        sampler.learn(number, outcome(rewards[-1]))
+        sampler.learn(number, outcome(rewards[-1]), epochs=1)
     return max(rewards)
 
 
@@ -82,7 +82,7 @@ def scripted(seed: int, seeds: Seeds) -> list[str]:
         out.append(number)
         if len(out) == 3:
             told = out.pop(number % 3)
-            sampler.learn(told, FAILED if told % 4 == 0 else outcome(int(digests[told][:4], 16) / 65536))
+            sampler.learn(told, FAILED if told % 4 == 0 else outcome(int(digests[told][:4], 16) / 65536), epochs=1)
     return digests
 
 
@@ -108,7 +108,7 @@ def test_what_is_proposed_is_new_learns_and_passes_the_filter(seeds: Seeds) -> N
     sampler, found = evolution(seeds=seeds, crossover=1.0), []
     for number in range(20):
         spec = sampler.propose(number).final
-        sampler.learn(number, outcome(nearness(spec)))
+        sampler.learn(number, outcome(nearness(spec)), epochs=1)
         found.append(examine(spec, num_classes=3, class_counts=COUNTS))
         assert simplify(target(spec)) == target(spec)
         assert learns(spec)
@@ -122,7 +122,7 @@ def test_a_search_in_which_all_fail_goes_on_without_a_population() -> None:
     sampler, digests = evolution(population=3), set()
     for number in range(12):
         digests.add(sampler.propose(number).final.digest())
-        sampler.learn(number, FAILED)
+        sampler.learn(number, FAILED, epochs=1)
     assert len(digests) == 12
     assert sampler.summary()["population"] == 0
     assert "population/best_reward" not in sampler.summary()
@@ -132,7 +132,7 @@ def test_candidates_are_there_before_any_is_learnt_from() -> None:
     sampler = evolution(population=3)
     digests = {sampler.propose(number).final.digest() for number in range(8)}
     assert len(digests) == 8
-    sampler.learn(5, outcome(0.5))
+    sampler.learn(5, outcome(0.5), epochs=1)
     assert sampler.summary()["population"] == 1
 
 
@@ -147,7 +147,7 @@ def test_the_oldest_dies_however_good() -> None:
     sampler = evolution(population=3, tournament=3, seeds="catalog")
     for number, reward in enumerate([0.9, 0.1, 0.2, 0.3]):
         sampler.propose(number)
-        sampler.learn(number, outcome(reward))
+        sampler.learn(number, outcome(reward), epochs=1)
     summary = sampler.summary()
     assert summary["population"] == 3
     assert summary["population/best_reward"] == 0.3
@@ -160,7 +160,7 @@ def test_the_winner_of_the_tournament_has_the_child() -> None:
     favourite = 4
     for number in range(len(CATALOG)):
         sampler.propose(number)
-        sampler.learn(number, outcome(float(number == favourite)))
+        sampler.learn(number, outcome(float(number == favourite)), epochs=1)
     for number in range(len(CATALOG), len(CATALOG) + 5):
         spec = sampler.propose(number).final
         n = spec.negative.n if isinstance(spec.negative, parts.SymbolicNegative) else "c"

@@ -1,21 +1,23 @@
 """Every method by name: its config is valid, its search ends with a winner, and a replay gives the same search."""
 
+import random
 from pathlib import Path
 
 import pytest
 
 from lfs.budget import Clock
 from lfs.checkpoints import CheckpointStore
-from lfs.config import RunConfig
+from lfs.config import RunConfig, SamplerConfig
 from lfs.config_file import ConfigError, load_config
 from lfs.controller import Controller
 from lfs.executor import SerialExecutor
 from lfs.journal import Finished, Journal
 from lfs.methods import METHODS
-from lfs.plan import make_controller, most_at_once, planned_epochs
+from lfs.plan import make_controller, make_search, most_at_once, planned_epochs
 from lfs.preflight import Preflight
 from lfs.search import replay, search
 from lfs.winner import best_at_horizon
+from tests.lfs.test_controllers import drive
 from tests.lfs.toy import started, toy_runner
 from trainers.recipe import Recipe
 
@@ -102,3 +104,18 @@ def test_an_unknown_method_is_named_with_those_that_are_known(name: str, hint: s
     with pytest.raises(ConfigError) as raised:
         load_config(None, method=name)
     assert f"unknown method '{name}'; {hint}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "horizon", "rungs"),
+    [("asha", 8, {3, 8}), ("asha", 12, {4, 12}), ("hyperband", 9, {3, 9}), ("bohb", 30, {10, 30})],
+)
+def test_by_default_candidates_are_first_compared_after_a_third_of_the_horizon(
+    method: str, horizon: int, rungs: set[int]
+) -> None:
+    config = config_of(method)
+    assert isinstance(config.search, SamplerConfig)
+    assert config.search.first_rung(horizon) == min(rungs)
+    search = make_search(config, Recipe(horizon_epochs=horizon), COUNTS)
+    asked = drive(search, 2, random.Random(0))
+    assert {trial.epochs for trial in asked} == rungs

@@ -26,7 +26,7 @@ def late_losses(sampler: Sampler, trials: int, noise: float, seed: int) -> float
     for number in range(trials):
         schedule = sampler.propose(number)
         reward = -loss_of(schedule) + noise * rng.standard_normal()
-        sampler.learn(number, Outcome(reward=float(reward), seconds=1.0, images=1))
+        sampler.learn(number, Outcome(reward=float(reward), seconds=1.0, images=1), epochs=1)
         seen.append(loss_of(schedule))
     return float(np.mean(seen[-10:]))
 
@@ -45,7 +45,7 @@ def test_a_failed_candidate_is_told_and_the_study_goes_on() -> None:
         sampler.propose(number)
         failed = number % 2 == 0
         reward, error = (None, "diverged: loss is nan") if failed else (0.5, None)
-        sampler.learn(number, Outcome(reward=reward, error=error, seconds=1.0, images=1))
+        sampler.learn(number, Outcome(reward=reward, error=error, seconds=1.0, images=1), epochs=1)
     assert sampler.summary() == {"learnt_from": 8.0}
 
 
@@ -77,8 +77,37 @@ def test_nsga2_spreads_along_the_trade_off() -> None:
         schedule = sampler.propose(number)
         margin = schedule.final.margin
         assert isinstance(margin, ConstantMargin)
-        sampler.learn(number, Outcome(reward=margin.m2_rad - margin.m3, seconds=margin.m2_rad + margin.m3, images=1))
+        sampler.learn(
+            number, Outcome(reward=margin.m2_rad - margin.m3, seconds=margin.m2_rad + margin.m3, images=1), epochs=1
+        )
         late.append((margin.m2_rad, margin.m3))
     m2_P, m3_P = np.array(late[80:]).T
     assert m2_P.max() - m2_P.min() > 0.5
     assert np.median(m3_P) < 0.1
+
+
+def test_rewards_of_different_depths_are_never_compared() -> None:
+    """The deeper the higher the rewards; at 9 epochs the best is m2 = .6 rad, at 1 epoch it would be 0."""
+    sampler = OptunaSampler(trajectories(SPACE), kind="tpe", seed=0, startup=5)
+    late = []
+    for number in range(60):
+        schedule = sampler.propose(number)
+        margin = schedule.final.margin
+        assert isinstance(margin, ConstantMargin)
+        shallow = Outcome(reward=0.1 - 0.1 * margin.m2_rad, seconds=1.0, images=1)
+        deep = Outcome(reward=0.5 - loss_of(schedule), seconds=1.0, images=1)
+        sampler.learn(number, shallow, epochs=1)
+        if number % 3 == 0:
+            sampler.learn(number, deep, epochs=9)
+        late.append(margin.m2_rad)
+    assert abs(float(np.mean(late[-20:])) - 0.6) < 0.15
+
+
+def test_a_candidate_that_fails_at_a_later_rung_is_learnt_from_once() -> None:
+    sampler = OptunaSampler(trajectories(SPACE), kind="tpe", seed=0, startup=2)
+    for number in range(4):
+        sampler.propose(number)
+        sampler.learn(number, Outcome(reward=0.5, seconds=1.0, images=1), epochs=1)
+        failed = Outcome(reward=None, error="diverged: loss is nan", seconds=1.0, images=1)
+        sampler.learn(number, failed, epochs=3)
+    assert sampler.summary() == {"learnt_from": 4.0}
