@@ -4,9 +4,10 @@ It rejects losses that cannot be trained and recognises those that were asked be
 shows is the matter of `search_space.preflight`; here it is held against the trials of one search.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 
+from lfs.executor import failure
 from lfs.journal import Examined
 from lfs.trial import Trial
 from search_space.preflight import Examination, examine
@@ -23,6 +24,55 @@ _CONDITIONS = tuple(
 def spoiled(outcome: Outcome) -> bool:
     """Whether the machine failed, not the training: such an outcome says nothing of a trial that never ran."""
     return outcome.error is not None and not outcome.diverged
+
+
+class Verdicts:
+    """What the filter said of a search's trials (the last verdict on each counts), and who of them waits for an outcome
+    without being trained."""
+
+    def __init__(self) -> None:
+        self._by_trial: dict[int, Examined] = {}
+        self._waiting: dict[int, Examined] = {}
+
+    def add(self, verdict: Examined, told: Container[int]) -> None:
+        """Take in a verdict; a trial that is not trained waits unless it is `told`."""
+        self._by_trial[verdict.trial] = verdict
+        if not verdict.trained and verdict.trial not in told:
+            self._waiting[verdict.trial] = verdict
+
+    def of(self, number: int) -> Examined | None:
+        """The verdict on a trial."""
+        return self._by_trial.get(number)
+
+    def trains(self, number: int) -> bool:
+        """Whether the trial is trained."""
+        return number not in self._by_trial or self._by_trial[number].trained
+
+    def holder(self, number: int) -> int:
+        """The trial under whose number a trial's checkpoint is kept: its original's for one that was not trained."""
+        original = self._by_trial[number].original if number in self._by_trial else None
+        return number if original is None else original
+
+    @property
+    def rejected(self) -> list[Examined]:
+        """Those by which trials were refused."""
+        return [verdict for verdict in self._by_trial.values() if verdict.verdict == "rejected"]
+
+    def settled(self, told: Mapping[int, Outcome]) -> Iterator[tuple[int, Outcome | Examined]]:
+        """The waiting trials that need wait no longer: the rejected, and those whose original is told, each with its
+        outcome. Where the machine failed the original it is a new verdict instead: the twin is trained after all."""
+        for number, verdict in list(self._waiting.items()):
+            original = verdict.original
+            if original is not None and original not in told:
+                continue
+            del self._waiting[number]
+            if original is None:
+                yield number, failure(f"rejected before training: {verdict.reason}")
+            elif spoiled(told[original]):
+                reason = f"equivalent to trial {original}, which failed by no fault of its loss: trained after all"
+                yield number, Examined(trial=number, verdict="noted", reason=reason, same_as=original)
+            else:
+                yield number, replace(told[original], seconds=0.0, images=0)
 
 
 class Preflight:

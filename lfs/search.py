@@ -3,12 +3,12 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lfs.budget import Clock
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.controller import Controller
-from lfs.executor import Completed, Executor, Lost, failure
+from lfs.executor import Completed, Executor, Lost
 from lfs.journal import (
     Asked,
     Event,
@@ -22,7 +22,7 @@ from lfs.journal import (
     Started,
     Told,
 )
-from lfs.preflight import Preflight, spoiled
+from lfs.preflight import Preflight, Verdicts
 from lfs.sources import versions
 from lfs.trial import Trial
 from trainers.outcome import Outcome
@@ -153,9 +153,7 @@ class _Loop:
         self._on_event = on_event
         self.asked: dict[int, Trial] = {}
         self.told: dict[int, Outcome] = {}
-        self._verdicts: dict[int, Examined] = {}
-        self._untrained: dict[int, Examined] = {}
-        """The verdicts of untold trials that are not to be trained."""
+        self._verdicts = Verdicts()
         self._pending: deque[Trial] = deque()
         self._in_flight: set[int] = set()
         self._new: tuple[Trial, ...] = ()
@@ -171,13 +169,14 @@ class _Loop:
         past = replay(self._controller, events, self._clock)
         self.asked, self.told = past.asked, past.told
         for verdict in past.verdicts.values():
-            self._take_in(verdict)
-        self._recent_errors.extend(outcome.error for number, outcome in past.told.items() if self._trains(number))
+            self._verdicts.add(verdict, self.told)
+        trained = self._verdicts.trains
+        self._recent_errors.extend(outcome.error for number, outcome in past.told.items() if trained(number))
         self._new = _unexamined(events)
         if self._preflight is not None:
             for trial in self.asked.values():
                 if trial not in self._new:
-                    self._preflight.remember(trial, self._verdicts.get(trial.number))
+                    self._preflight.remember(trial, self._verdicts.of(trial.number))
         return past.finished
 
     def run(self) -> None:
@@ -191,7 +190,7 @@ class _Loop:
 
     def stop_if_rejected(self) -> None:
         """Raises `SearchStoppedError` if candidates were rejected before training."""
-        rejected = [verdict for verdict in self._verdicts.values() if verdict.verdict == "rejected"]
+        rejected = self._verdicts.rejected
         if rejected:
             searched = sum(trial.role == "search" for trial in self.asked.values())
             raise SearchStoppedError(
@@ -225,44 +224,24 @@ class _Loop:
                 verdict = self._preflight.examine(trial, self.told)
                 if verdict is not None:
                     self.record(verdict)
-                    self._take_in(verdict)
+                    self._verdicts.add(verdict, self.told)
         self._settle()
 
-    def _take_in(self, verdict: Examined) -> None:
-        self._verdicts[verdict.trial] = verdict
-        if not verdict.trained and verdict.trial not in self.told:
-            self._untrained[verdict.trial] = verdict
-
-    def _trains(self, number: int) -> bool:
-        return number not in self._verdicts or self._verdicts[number].trained
-
     def _is_due(self, trial: Trial) -> bool:
-        return trial.number not in self.told and self._trains(trial.number)
+        return trial.number not in self.told and self._verdicts.trains(trial.number)
 
     def _settle(self) -> None:
-        """Tell the trials that need no training: the rejected, and those whose original is told.
-
-        Where the machine failed the original, its twins are trained after all; the journal says so by a new verdict.
-        """
-        for number, verdict in list(self._untrained.items()):
-            if verdict.original is not None and verdict.original not in self.told:
+        """Tell the trials that need no training; those whose original the machine failed are trained after all."""
+        for number, settled in self._verdicts.settled(self.told):
+            trial = self.asked[number]
+            if isinstance(settled, Outcome):
+                self._tell(trial, settled)
                 continue
-            del self._untrained[number]
-            if verdict.original is None:
-                self._tell(self.asked[number], failure(f"rejected before training: {verdict.reason}"))
-            elif spoiled(self.told[verdict.original]):
-                self._train_after_all(self.asked[number], verdict.original)
-            else:
-                self._tell(self.asked[number], replace(self.told[verdict.original], seconds=0.0, images=0))
-
-    def _train_after_all(self, trial: Trial, original: int) -> None:
-        reason = f"equivalent to trial {original}, which failed by no fault of its loss: trained after all"
-        verdict = Examined(trial=trial.number, verdict="noted", reason=reason, same_as=original)
-        self.record(verdict)
-        self._take_in(verdict)
-        if self._preflight is not None:
-            self._preflight.remember(trial, verdict)
-        self._pending.append(trial)
+            self.record(settled)
+            self._verdicts.add(settled, self.told)
+            if self._preflight is not None:
+                self._preflight.remember(trial, settled)
+            self._pending.append(trial)
 
     def _submit(self, trial: Trial) -> None:
         start = None if trial.parent is None else self._checkpoint_of(trial.parent)
@@ -271,7 +250,7 @@ class _Loop:
 
     def _checkpoint_of(self, number: int) -> Checkpoint:
         """A trial's checkpoint, rebuilt by running its lineage again where it is missing."""
-        number = self._holder(number)
+        number = self._verdicts.holder(number)
         stored = self._checkpoints.load(number)
         if stored is not None:
             return stored
@@ -319,12 +298,7 @@ class _Loop:
         self.told[trial.number] = outcome
         self._controller.tell(trial, outcome)
         wanted = [*sorted(self._controller.live()), trial.number, *self._best(3)]
-        self._checkpoints.keep_only(map(self._holder, wanted))
-
-    def _holder(self, number: int) -> int:
-        """The trial under whose number a trial's checkpoint is kept: its original's for one that was not trained."""
-        original = self._verdicts[number].original if number in self._verdicts else None
-        return number if original is None else original
+        self._checkpoints.keep_only(map(self._verdicts.holder, wanted))
 
     def _best(self, count: int) -> list[int]:
         rewards = {n: o.reward for n, o in self.told.items() if o.reward is not None}

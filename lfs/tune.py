@@ -26,6 +26,7 @@ from lfs.executor import failure
 from lfs.journal import Asked, Event, JournalError, Started, Told
 from lfs.launch import resolved_recipe, started
 from lfs.plan import make_controller
+from lfs.preflight import Preflight, Verdicts
 from lfs.runner import TrainingRunner
 from lfs.search import replay
 from lfs.trial import Trial
@@ -45,7 +46,7 @@ class _State(FrozenModel):
 
     started: Started
     events: tuple[Event, ...] = ()
-    """What was asked and told."""
+    """What was asked, found before training, and told."""
     running: Mapping[str, int] = {}
     """The numbers of the trials in flight, by Tune's names for them."""
     class_counts: tuple[int, ...]
@@ -59,6 +60,9 @@ class TuneSearch(Searcher):
     `space`, `search`, `budget`, `baselines`, `numerics` (float32 where it says nothing) and `executor.threads` of the
     config matter here. A trial that Tune stops early is told with the reward of its last epoch; where trials are
     continued it is told as a failure, as it is not what was asked for.
+
+    The pre-flight filter looks at each candidate, as in a search without Tune: one that is rejected is told as a
+    failure, one that equals another takes over its outcome, and neither becomes a trial of Tune's.
 
     After a crash use `Tuner.restore` as it is by default: an unfinished trial that it leaves out would be waited for
     without end, and the search does not learn from a failed one that it restarts, whose failure has been told.
@@ -100,7 +104,13 @@ class TuneSearch(Searcher):
         config = overridden(state.started.config, ())
         recipe = Recipe.model_validate(config.recipe)
         self._controller = make_controller(config, recipe, self._clock, class_counts=state.class_counts)
-        self._asked = replay(self._controller, [state.started, *state.events], self._clock).asked
+        past = replay(self._controller, [state.started, *state.events], self._clock)
+        self._asked, self._told = past.asked, past.told
+        self._preflight, self._verdicts = Preflight(state.class_counts), Verdicts()
+        for verdict in past.verdicts.values():
+            self._verdicts.add(verdict, self._told)
+        for trial in self._asked.values():
+            self._preflight.remember(trial, self._verdicts.of(trial.number))
 
     def _state(self) -> _State:
         return _State(
@@ -115,21 +125,56 @@ class TuneSearch(Searcher):
         """The next trial as a config; None while outcomes are awaited, `FINISHED` when the search is over."""
         if self._refusal is not None:
             raise self._refusal
-        self._clock.now = time.time()
-        trials = tuple(self._controller.ask(1))
-        if not trials:
-            return None if self._running else Searcher.FINISHED  # type: ignore[return-value]
-        (trial,) = trials
-        self._events.append(Asked(time=self._clock.now, count=1, trials=trials))
-        self._asked[trial.number] = trial
+        trial = self._due()
+        while trial is None:
+            if not self._ask():
+                return None if self._running else Searcher.FINISHED  # type: ignore[return-value]
+            trial = self._due()
         self._running[trial_id] = trial.number
         using = {
             "recipe": self._started.config["recipe"],
             "numerics": dict(self._started.numerics),
             "data": self._started.data["digest"],
             "checkpoints": self._checkpoints and str(Path(self._checkpoints, self._started.search_id)),
+            "holders": {} if trial.parent is None else {str(trial.parent): self._verdicts.holder(trial.parent)},
         }
         return {"trial": _TRIAL.dump_python(trial, mode="json"), "using": using}
+
+    def _due(self) -> Trial | None:
+        """The first trial that is to be trained and is neither told nor in flight."""
+        out = {*self._told, *self._running.values()}
+        due = (trial for number, trial in self._asked.items() if number not in out and self._verdicts.trains(number))
+        return next(due, None)
+
+    def _ask(self) -> bool:
+        """Ask for a new trial and examine it; whether there was any."""
+        self._clock.now = time.time()
+        trials = tuple(self._controller.ask(1))
+        if trials:
+            self._events.append(Asked(time=self._clock.now, count=1, trials=trials))
+        for trial in trials:
+            self._asked[trial.number] = trial
+            verdict = self._preflight.examine(trial, self._told)
+            if verdict is not None:
+                self._events.append(verdict)
+                self._verdicts.add(verdict, self._told)
+        self._settle()
+        return bool(trials)
+
+    def _settle(self) -> None:
+        """Tell the trials that need no training; those whose original the machine failed are trained after all."""
+        for number, settled in self._verdicts.settled(self._told):
+            if isinstance(settled, Outcome):
+                self._tell(number, settled)
+                continue
+            self._events.append(settled)
+            self._verdicts.add(settled, self._told)
+            self._preflight.remember(self._asked[number], settled)
+
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        self._events.append(Told(trial=number, outcome=outcome))
+        self._told[number] = outcome
+        self._controller.tell(self._asked[number], outcome)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tell the controller what came of a trial; of a trial that is not in flight nothing is told."""
@@ -145,11 +190,11 @@ class TuneSearch(Searcher):
             if self._checkpoints and outcome.error is None and epochs < trial.epochs:
                 reason = f"Ray Tune stopped the trial after epoch {epochs} of {trial.epochs}"
                 outcome = replace(outcome, reward=None, error=reason)
-        self._events.append(Told(trial=number, outcome=outcome))
-        self._controller.tell(trial, outcome)
+        self._tell(number, outcome)
+        self._settle()
 
     def save(self, checkpoint_path: str) -> None:
-        """Write what was asked and told as JSON."""
+        """Write what was asked, found and told as JSON."""
         Path(checkpoint_path).write_text(self._state().model_dump_json(), encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
@@ -240,6 +285,7 @@ class LossTraining(tune.Trainable):
         recipe, numerics = Recipe.model_validate(using["recipe"]), Numerics.model_validate(using["numerics"])
         self._train = TrainingRunner(self._task, recipe, numerics)
         self._folder = using["checkpoints"]
+        self._holders: Mapping[str, int] = using["holders"]
         self._checkpoint: Checkpoint | None = None
         self._result: dict[str, Any] = {}
         return True
@@ -278,7 +324,7 @@ class LossTraining(tune.Trainable):
         parent = self._trial.parent
         if parent is None:
             return None
-        checkpoint = CheckpointStore(Path(self._folder)).load(parent)
+        checkpoint = CheckpointStore(Path(self._folder)).load(self._holders.get(str(parent), parent))
         if checkpoint is None:
             raise FileNotFoundError(
                 f"the checkpoint of trial {parent}, which trial {self._trial.number} continues, is not in "

@@ -38,6 +38,8 @@ from lfs.tune import LossTraining, TuneSearch, trainable
 from search_space import LossSchedule, catalog
 from tests.lfs.runners import PATIENCE_SECONDS, wait_until
 from tests.lfs.test_controllers import drive
+from tests.lfs.test_preflight import ARCFACE, COSFACE, INFINITE, MODULATING, SOFTMAX, Scripted, two_rounds
+from tests.lfs.test_preflight import trial as trial_under
 from trainers.data import DataConfig, load_task
 from trainers.outcome import Outcome
 from trainers.recipe import Numerics
@@ -363,6 +365,106 @@ def test_saving_and_restoring_at_any_time_changes_nothing(name: str, task: Task,
     for renewed in (restored, copy.deepcopy):
         adapted = Adapted(TuneSearch(config, task, checkpoints=tmp_path), renewed)
         assert drive(adapted, 3, random.Random(0)) == expected
+
+
+@pytest.fixture
+def filtered(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A search for five losses: 1 is not finite, 2 has the gradients of 0."""
+
+    def controller(*_: object, **__: object) -> Scripted:
+        losses = (COSFACE, INFINITE, MODULATING, ARCFACE, SOFTMAX)
+        return Scripted([[trial_under(number, loss, epochs=EPOCHS) for number, loss in enumerate(losses)]])
+
+    monkeypatch.setattr("lfs.tune.make_controller", controller)
+    return configured(UNIFORM)
+
+
+def number_in(suggested: Any) -> int:
+    return trial_of(suggested["trial"]).number
+
+
+def said_in(state: Mapping[str, Any]) -> list[tuple[int, str]]:
+    return [(each["trial"], each["verdict"]) for each in state["events"] if each["event"] == "examined"]
+
+
+@pytest.mark.parametrize("machine_fails", [False, True], ids=["scored", "lost"])
+@pytest.mark.parametrize("restoring", [False, True], ids=["at once", "restored after each event"])
+def test_what_is_rejected_or_equals_another_is_told_and_no_trial_of_tunes(
+    machine_fails: bool, restoring: bool, filtered: RunConfig, task: Task, tmp_path: Path
+) -> None:
+    def renewed(searcher: TuneSearch) -> TuneSearch:
+        if not restoring:
+            return searcher
+        searcher.save(str(tmp_path / "state.json"))
+        fresh = TuneSearch(filtered, task)
+        fresh.restore(str(tmp_path / "state.json"))
+        return fresh
+
+    searcher = TuneSearch(filtered, task)
+    numbers = []
+    for name in ("first", "second"):
+        numbers.append(number_in(searcher.suggest(name)))
+        searcher = renewed(searcher)
+    assert numbers == [0, 3], "1 was rejected, and 2 waits for 0"
+    told = told_in(state_of(searcher, tmp_path))
+    assert set(told) == {1}
+    assert told[1].error is not None
+    assert told[1].error.startswith("rejected before training: ")
+    done = Outcome(reward=0.25, metrics={"val/rank1": 0.5}, seconds=1.0, images=48)
+    if machine_fails:
+        searcher.on_trial_complete("first", error=True)
+    else:
+        searcher.on_trial_complete("first", result_of(done, EPOCHS))
+    searcher = renewed(searcher)
+    state = state_of(searcher, tmp_path)
+    told = told_in(state)
+    if machine_fails:
+        assert set(told) == {0, 1}
+        assert said_in(state) == [(1, "rejected"), (2, "reused"), (2, "noted")]
+        assert number_in(searcher.suggest("third")) == 2, "it is trained after all, before anything new is asked for"
+    else:
+        assert set(told) == {0, 1, 2}
+        assert said_in(state) == [(1, "rejected"), (2, "reused")]
+        assert told[2] == replace(told[0], seconds=0.0, images=0)
+        assert number_in(searcher.suggest("third")) == 4
+    searcher = renewed(searcher)
+    searcher.suggest("fourth")
+    for name in ("second", "third", "fourth"):
+        searcher.on_trial_complete(name, result_of(done, EPOCHS))
+    assert set(told_in(state_of(searcher, tmp_path))) == set(range(5))
+    over: Any = renewed(searcher).suggest("fifth")
+    assert over == Searcher.FINISHED
+
+
+def test_a_child_of_a_trial_that_was_not_trained_starts_from_its_originals_checkpoint(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lfs.tune.make_controller", lambda *_, **__: two_rounds())
+    searcher = TuneSearch(configured(ROUNDS), task, checkpoints=tmp_path)
+    first: Any = searcher.suggest("first")
+    assert number_in(searcher.suggest("second")) == 3
+    assert searcher.suggest("early") is None, "the round is not over"
+    trained = training(first, task)
+    result = trained.step()
+    for name in ("first", "second"):
+        searcher.on_trial_complete(name, result)
+    child: Any = searcher.suggest("child")
+    assert trial_of(child["trial"]).parent == 2
+    assert child["using"]["holders"] == {"2": 0}
+    assert training(child, task).step()["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_a_tuner_trains_only_what_passes_the_filter(
+    local_ray: str, filtered: RunConfig, task: Task, tmp_path: Path
+) -> None:
+    trials = trials_in(tuner(TuneSearch(filtered, task), task, tmp_path / "run", reuse_actors=True).fit())
+    assert set(trials) == {0, 3, 4}
+    state = state_in(tmp_path / "run")
+    assert said_in(state) == [(1, "rejected"), (2, "reused")]
+    told = told_in(state)
+    assert set(told) == set(range(5))
+    assert told[2].metrics == told[0].metrics
 
 
 def test_the_state_of_another_search_is_refused(task: Task, tmp_path: Path) -> None:
