@@ -287,7 +287,7 @@ class Results:
         for entrant in self.entrants:
             name, of = str(entrant["name"]), str(entrant["of"])
             found = self._images(str(entrant["grid"])) if entrant["grid"] else 0
-            if entrant["kind"] in ("winner", "recommended"):
+            if entrant["kind"] in ("winner", "recommended") or of == WINNER:
                 found = int(self.plan["search_images"])
             trained = self._images(name) + (self._images(of) if entrant["best_of"] > 1 else 0)
             once = trained // len(self.seeds)

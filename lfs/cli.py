@@ -194,6 +194,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Give each baseline the search's compute: 'seeds' (best of many) or 'longer' (more epochs)."),
     ] = None,
+    schedule_controls: Annotated[
+        bool, typer.Option("--schedule-controls", help="Also the winner's schedule shuffled, and its last loss alone.")
+    ] = False,
     resamples: Annotated[int | None, typer.Option(help="Of the bootstrap; default 1000.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Another comparison: the test is opened once more.")] = False,
     overrides: Set = None,
@@ -209,6 +212,7 @@ def compare(
     options = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute, "resamples": resamples}
     given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
     given |= ({"grid": grid} if grid else {}) | ({"tune": False} if no_tune else {})
+    given |= {"schedule_controls": True} if schedule_controls else {}
     with out.status("reading the data"):
         prepared = prepare(run.absolute(), given, overrides=overrides or [], again=again)
     if caveat := prepared.plan.caveat():

@@ -21,10 +21,10 @@ from lfs.entrants import (
     controls,
     known_baselines,
     own_entrants,
+    schedule_controls,
 )
 from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Scored, Started, Told, read_events
 from lfs.launch import Plan, read_search, workspace_of
-from lfs.trial import Trial
 from search_space.frozen import FrozenModel
 from trainers.data import load_task, sealed_class_sizes
 from trainers.image_folder import DataError
@@ -47,6 +47,7 @@ class CompareOptions(FrozenModel):
     tune: bool = True
     grid: Grid = Grid()
     equal_compute: tuple[EqualCompute, ...] = ()
+    schedule_controls: bool = False
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
 
     @field_validator("grid")
@@ -229,7 +230,7 @@ def _new_plan(
     used: set[int],
 ) -> ComparisonPlan:
     trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
-    images = {event.trial: event.outcome.images for event in reversed(events) if isinstance(event, Told)}
+    outcomes = {event.trial: event.outcome for event in reversed(events) if isinstance(event, Told)}
     finished = next((event for event in events if isinstance(event, Finished)), None)
     if finished is None:
         raise JournalError("the search is not finished: resume it first, then compare")
@@ -237,20 +238,22 @@ def _new_plan(
         raise JournalError("the search has no winner to compare: no trial reached the horizon")
     recipe = Recipe.model_validate(started.config["recipe"])
     winner = trials[finished.winner]
-    search_images = sum(seen for trial, seen in images.items() if trials[trial].role == "search")
+    search_images = sum(told.images for trial, told in outcomes.items() if trials[trial].role == "search")
     baselines = _chosen(known_baselines(config.baselines, DEFAULT_BASELINES, recipe, options.grid), options)
-    one_training = max(1, _lineage_images(winner, trials, images))
+    one_training = max(1, int(outcomes[winner.number].metrics["cost/images"]))
     times = -(-(search_images + one_training) // one_training)
     spare = times - 1 if "seeds" in options.equal_compute else 0
     fresh = filterfalse(used.__contains__, count(1))
     seeds = tuple(islice(fresh, options.seeds))
     grid_seed = next(fresh)
+    parts = schedule_controls(winner, grid_seed) if options.schedule_controls else ()
+    rivals = (*baselines, *controls(baselines, options.equal_compute, times))
     return ComparisonPlan(
         number=number,
         search_id=started.search_id,
         options=options,
         metric=recipe.reward,
-        entrants=(*own_entrants(winner, finished), *baselines, *controls(baselines, options.equal_compute, times)),
+        entrants=(*own_entrants(winner, finished), *parts, *rivals),
         seeds=seeds,
         spare_seeds=tuple(tuple(islice(fresh, spare)) for _ in seeds),
         grid_seed=grid_seed,
@@ -266,11 +269,6 @@ def _are_grouped(config: RunConfig) -> bool:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     return int(clusters_of(classes).max()) + 1 < len(classes)
-
-
-def _lineage_images(trial: Trial, trials: Mapping[int, Trial], images: Mapping[int, int]) -> int:
-    own = images.get(trial.number, 0)
-    return own if trial.parent is None else own + _lineage_images(trials[trial.parent], trials, images)
 
 
 def _chosen(known: Sequence[Entrant], options: CompareOptions) -> list[Entrant]:

@@ -96,6 +96,21 @@ class RandomConfig(_Rounds):
     method: Literal["random"] = "random"
 
 
+class SelectionConfig(_Rounds):
+    """What selection alone is worth: the same rounds under one constant loss, its copies in different orders of the
+    data, the best of them broadcast. A control; it does not look at the space."""
+
+    method: Literal["selection"] = "selection"
+    loss: NamedLoss
+
+    @field_validator("loss")
+    @classmethod
+    def _no_recipe(cls, loss: NamedLoss) -> NamedLoss:
+        if loss.recipe:
+            raise ValueError(f"must have no recipe of its own, but got {dict(loss.recipe)}")
+        return loss
+
+
 class FixedListConfig(FrozenModel):
     """Losses named beforehand, each trained for the whole horizon."""
 
@@ -170,7 +185,13 @@ class PopulationConfig(FrozenModel):
 
 
 SearchConfig = Annotated[
-    ReinforceConfig | ReleasedConfig | RandomConfig | FixedListConfig | SamplerConfig | PopulationConfig,
+    ReinforceConfig
+    | ReleasedConfig
+    | RandomConfig
+    | SelectionConfig
+    | FixedListConfig
+    | SamplerConfig
+    | PopulationConfig,
     Field(discriminator="method"),
 ]
 

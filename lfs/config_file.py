@@ -25,6 +25,7 @@ from lfs.config import (
     ReleasedConfig,
     RunConfig,
     SamplerConfig,
+    SelectionConfig,
     TrackingConfig,
 )
 from lfs.errors import UserError
@@ -176,6 +177,9 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
     "search.reinforce": ReinforceConfig,
     "search.released": ReleasedConfig,
     "search.sampler": SamplerConfig,
+    "search.selection": SelectionConfig,
+    "search.selection.loss": NamedLoss,
+    "search.selection.loss.recipe": Recipe,
     "search.sampler.objectives": Objective,
     "tracking": TrackingConfig,
     **{f"space.{kind}": space for kind, space in SPACES.items()},

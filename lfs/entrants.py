@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from lfs.config import HYPER_PARAMETER_FREE, NamedLoss, Scalar
@@ -22,6 +23,7 @@ from trainers.outcome import Outcome
 from trainers.recipe import Recipe, RewardMetric
 
 WINNER = "winner"
+LAST, SHUFFLED = "winner's last loss", "winner's schedule shuffled"
 PUBLISHED = ("softmax", "cosface", "arcface")
 TUNED = tuple(f"{name}-tuned" for name in PUBLISHED)
 EqualCompute = Literal["seeds", "longer"]
@@ -64,7 +66,8 @@ class Entrant(FrozenModel):
     """One row of the comparison's table.
 
     `candidates` holds its schedule, or a grid of them. A control for equal compute is the baseline `of` again: the best
-    on the choice half of `best_of` seeds in place of one, or trained for more `epochs`.
+    on the choice half of `best_of` seeds in place of one, or trained for more `epochs`. A control of the winner is a
+    part of its schedule.
     """
 
     name: str
@@ -101,6 +104,36 @@ def own_entrants(winner: Trial, finished: Finished) -> tuple[Entrant, ...]:
     how = "the constant loss that the controller recommends"
     return found, found.model_copy(
         update={"name": "recommended", "kind": "recommended", "how": how, "candidates": (schedule,)}
+    )
+
+
+def schedule_controls(winner: Trial, seed: int) -> tuple[Entrant, ...]:
+    """What in the winner's schedule helps: its losses after the first in another order, drawn by `seed`, and the last
+    of them from beginning to end. None for a constant loss, the last alone where there are no two to exchange."""
+    schedule, epochs = winner.schedule, winner.epochs
+    if len(schedule) == 1:
+        return ()
+    found = {LAST: ("the last loss of the winner's schedule, constant", LossSchedule.constant(schedule.final))}
+    later = [schedule.at(epoch) for epoch in range(schedule.entries[1].from_epoch, epochs)]
+    if len(set(later)) > 1:
+        rng, shuffled = np.random.default_rng(seed), later
+        while shuffled == later:
+            shuffled = [later[index] for index in rng.permutation(len(later))]
+        mixed = LossSchedule.constant(schedule.at(0))
+        for epoch, spec in enumerate(shuffled, schedule.entries[1].from_epoch):
+            mixed = mixed.then(epoch, spec)
+        found[SHUFFLED] = ("the winner's schedule, its losses after the first shuffled", mixed)
+    return tuple(
+        Entrant(
+            name=name,
+            kind="control",
+            how=how,
+            candidates=(candidate,),
+            epochs=epochs,
+            recipe=winner.recipe,
+            of=WINNER,
+        )
+        for name, (how, candidate) in found.items()
     )
 
 

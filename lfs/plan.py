@@ -13,6 +13,7 @@ from lfs.config import (
     ReleasedConfig,
     RunConfig,
     SamplerConfig,
+    SelectionConfig,
 )
 from lfs.config_file import ConfigError
 from lfs.controller import Controller, WithBaselines
@@ -27,7 +28,7 @@ from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
 from trainers.recipe import Recipe
 
-RoundsConfig = ReinforceConfig | ReleasedConfig | RandomConfig
+RoundsConfig = ReinforceConfig | ReleasedConfig | RandomConfig | SelectionConfig
 
 
 def make_controller(config: RunConfig, recipe: Recipe, clock: Clock, *, class_counts: Sequence[int]) -> Controller:
@@ -81,11 +82,12 @@ def make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) 
         seed=seed,
         broadcast_momentum=search.broadcast_momentum,
         cooldown_epochs=search.cooldown_epochs,
+        constant=search.loss.spec() if isinstance(search, SelectionConfig) else None,
     )
 
 
 def _proposer(config: RunConfig, search: RoundsConfig, recipe: Recipe) -> Proposer:
-    if isinstance(search, RandomConfig):
+    if isinstance(search, RandomConfig | SelectionConfig):
         return RandomRounds()
     if isinstance(search, ReleasedConfig):
         return Released()

@@ -33,6 +33,9 @@ class RoundSearch:
     alone, and their optimisers start afresh. With `cooldown_epochs` a copy is rewarded for what a branch of so many
     further epochs makes of it while the learning rate falls to 0 (fewer near the horizon): at a high rate a reward
     measures the rate as much as the loss.
+
+    With `constant` there is nothing to draw: all train under it, and the copies of a round differ, as those of the
+    warm-up do, in the order of the data. What is gained then is gained by selection.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RoundSearch:
         seed: int,
         broadcast_momentum: bool = True,
         cooldown_epochs: int = 0,
+        constant: LossSpec | None = None,
     ) -> None:
         if not 1 <= warmup_epochs < horizon_epochs:
             raise ValueError(
@@ -60,13 +64,14 @@ class RoundSearch:
         self._seed = seed
         self._broadcast_momentum = broadcast_momentum
         self._cooldown_epochs = cooldown_epochs
+        self._constant = constant
         self._numbers = count_from()
         self._round = 0
         self._noise = NOISE_FLOOR
         self._worst: float | None = None
         self._parent: Trial | None = None
         self._failed_rounds = 0
-        self._waiting = self._first_trials(space.decode(space.start))
+        self._waiting = self._first_trials(space.decode(space.start) if constant is None else constant)
         self._asked: list[Trial] = []
         self._outcomes: dict[int, Outcome] = {}
 
@@ -79,9 +84,6 @@ class RoundSearch:
 
     def _copies(self, schedule: LossSchedule, parent: Trial | None) -> list[Trial]:
         """The last epoch of the warm-up, in as many orders of the data as a round has copies."""
-        others = [
-            int(np.random.SeedSequence([self._seed, copy]).generate_state(1)[0]) for copy in range(1, self._batch)
-        ]
         return [
             Trial(
                 number=next(self._numbers),
@@ -92,26 +94,38 @@ class RoundSearch:
                 round=0,
                 cooldown_epochs=self._cooldown_after(self._warmup_epochs),
             )
-            for seed in (self._seed, *others)
+            for seed in self._orders(self._seed)
         ]
+
+    def _orders(self, first: int) -> list[int]:
+        """The seeds of copies that differ in the order of the data."""
+        keys = [
+            [self._seed, copy] if self._round == 0 else [self._seed, copy, self._round] for copy in range(self._batch)
+        ]
+        return [first, *(int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys[1:])]
 
     def _cooldown_after(self, epochs: int) -> int:
         return min(self._cooldown_epochs, self._horizon_epochs - epochs)
 
     def _next_round(self, parent: Trial) -> list[Trial]:
-        rng = np.random.default_rng([self._seed, self._round])
+        if self._constant is None:
+            rng = np.random.default_rng([self._seed, self._round])
+            specs = self._proposer.propose(self._space, rng, self._batch)
+            seeds = [parent.seed] * self._batch
+        else:
+            specs, seeds = [self._constant] * self._batch, self._orders(parent.seed)
         return [
             Trial(
                 number=next(self._numbers),
                 schedule=parent.schedule.then(parent.epochs, spec),
-                seed=parent.seed,
+                seed=seed,
                 epochs=parent.epochs + 1,
                 parent=parent.number,
                 round=self._round,
                 fresh_optimizer=not self._broadcast_momentum,
                 cooldown_epochs=self._cooldown_after(parent.epochs + 1),
             )
-            for spec in self._proposer.propose(self._space, rng, self._batch)
+            for spec, seed in zip(specs, seeds, strict=True)
         ]
 
     def ask(self, count: int) -> Sequence[Trial]:
@@ -162,5 +176,5 @@ class RoundSearch:
         return {"round": float(self._round), "noise": self._noise, **self._proposer.summary(self._space)}
 
     def constant(self) -> LossSpec | None:
-        """The proposer's recommendation."""
-        return self._proposer.constant(self._space)
+        """The proposer's recommendation, or the one loss."""
+        return self._constant or self._proposer.constant(self._space)

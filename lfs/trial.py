@@ -13,11 +13,12 @@ Role = Literal["search", "baseline"]
 class Trial:
     """Train `schedule` up to absolute epoch `epochs`, from the checkpoint of trial `parent` or from scratch.
 
-    Siblings of a round share a seed; a trial that continues another keeps its parent's. `role` tells the search's own
-    trials from the baselines that run beside it; a baseline has a `name`. `recipe` holds the recipe fields in which
-    this trial differs from the run's recipe (P2SGrad's own regime, say). `fresh_optimizer` takes the parent's weights
-    without its optimiser's state. With `cooldown_epochs` its reward is that of a branch that trains on for so many
-    epochs while the learning rate falls to 0; whoever continues the trial continues what was before the branch.
+    Siblings of a round share a seed; a trial that continues another keeps its parent's, but where siblings are to
+    differ in the order of the data alone. `role` tells the search's own trials from the baselines that run beside it; a
+    baseline has a `name`. `recipe` holds the recipe fields in which this trial differs from the run's recipe (P2SGrad's
+    own regime, say). `fresh_optimizer` takes the parent's weights without its optimiser's state. With `cooldown_epochs`
+    its reward is that of a branch that trains on for so many epochs while the learning rate falls to 0; whoever
+    continues the trial continues what was before the branch.
     """
 
     number: int

@@ -50,6 +50,10 @@ CONFIGS = {
         '[search]\nmethod = "random"\nsigma_start = 0.1',
         ["'search.sigma_start'", "known are batch, warmup_epochs, broadcast_momentum, cooldown_epochs, method"],
     ),
+    "recipe of a constant loss": (
+        '[search]\nmethod = "selection"\nloss = {loss = "softmax", recipe = {width = 8}}',
+        ["search.loss: must have no recipe of its own", "width"],
+    ),
     "text for a number": ('[executor]\nworkers = "many"', ["executor.workers", "whole number", "'many'"]),
     "text for a flag": ('[tracking]\nenabled = "perhaps"', ["tracking.enabled", "true or false", "'perhaps'"]),
     "number for a table": ("recipe = 4", ["recipe: must be a table", "4"]),
@@ -78,7 +82,7 @@ CONFIGS = {
     "no epochs": ("[recipe]\nhorizon_epochs = 0", ["recipe.horizon_epochs", "at least 1", "0"]),
     "unknown method": (
         '[search]\nmethod = "annealing"',
-        ["search.method", "'reinforce', 'released', 'random', 'fixed_list'", "'annealing'"],
+        ["search.method", "'reinforce', 'released', 'random', 'selection', 'fixed_list'", "'annealing'"],
     ),
     "a covariance over choices": (
         '[space]\nkind = "unified"\n[search]\nmethod = "sampler"\nsampler = "cmaes"',

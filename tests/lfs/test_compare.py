@@ -16,8 +16,8 @@ import pytest
 
 from analysis.comparison import Results
 from lfs.compare import CHANCE
-from lfs.comparison import ComparisonPlan, clusters_of
-from lfs.entrants import ComparisonController, Entrant, Grid, controls
+from lfs.comparison import ComparisonPlan, clusters_of, prepare
+from lfs.entrants import WINNER, ComparisonController, Entrant, Grid, controls, schedule_controls
 from lfs.journal import FILE_NAME, Asked, Event, Finished, Opened, Resumed, Scored, Started, Told, read_events
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
@@ -382,6 +382,41 @@ def test_chance_has_every_score_and_is_what_drawing_lots_gives() -> None:
 def test_longer_training_stretches_the_recipe_too() -> None:
     (longer,) = controls([entrant("plain", SOFTMAX)], ["longer"], 7)
     assert (longer.epochs, longer.recipe["horizon_epochs"], longer.best_of) == (14, 14, 1)
+
+
+def test_the_controls_of_a_schedule_are_its_last_loss_and_its_losses_in_another_order() -> None:
+    losses = [catalog.cosface(margin=margin, scale=16) for margin in (0.1, 0.2, 0.3, 0.4)]
+    schedule = LossSchedule.constant(losses[0])
+    for epoch, loss in enumerate(losses[1:], 2):
+        schedule = schedule.then(epoch, loss)
+    winner = Trial(number=3, schedule=schedule, seed=1, epochs=6)
+    last, shuffled = schedule_controls(winner, 5)
+    assert (last.kind, last.of, last.epochs) == ("control", WINNER, 6)
+    assert last.candidates == (LossSchedule.constant(losses[3]),)
+    (mixed,) = shuffled.candidates
+    before, after = ([each.at(epoch) for epoch in range(6)] for each in (schedule, mixed))
+    assert after[:2] == before[:2]
+    assert after != before
+    assert sorted(spec.digest() for spec in after) == sorted(spec.digest() for spec in before)
+    assert schedule_controls(winner, 5) == (last, shuffled)
+
+
+def test_a_constant_winner_has_no_controls_and_a_schedule_of_two_losses_no_other_order() -> None:
+    winner = Trial(number=0, schedule=SOFTMAX, seed=1, epochs=3)
+    assert schedule_controls(winner, 0) == ()
+    twofold = SOFTMAX.then(1, catalog.get("cosface"))
+    assert [each.name for each in schedule_controls(replace(winner, schedule=twofold), 0)] == ["winner's last loss"]
+
+
+def test_controls_of_the_schedule_are_tested_like_baselines(finished_search: tuple[Path, Result]) -> None:
+    given = {"schedule_controls": True, "baselines": ["softmax"], "equal_compute": ["longer"]}
+    plan = prepare(finished_search[0], given, again=True).plan
+    names = [entrant.name for entrant in plan.entrants]
+    assert names[:5] == ["winner", "recommended", "winner's last loss", "winner's schedule shuffled", "softmax"]
+    assert plan.contrasts == 4
+    seen = 2 * 3 * 48  # two copies of three epochs
+    assert plan.search_images == seen
+    assert names[5] == f"softmax ({1 + seen // (3 * 48)}× as long)"
 
 
 def test_the_grids_are_margins_times_scales() -> None:

@@ -215,7 +215,10 @@ METHODS = [config.model_fields["method"].default for config in get_args(get_args
     ("table", "beside"),
     [
         *(("space", f'{{kind="{kind}", sed=1}}') for kind in SPACES),
-        *(("search", f'{{method="{method}", losses=[{{loss="softmax"}}], sed=1}}') for method in METHODS),
+        *(
+            ("search", f'{{method="{method}", losses=[{{loss="softmax"}}], loss={{loss="softmax"}}, sed=1}}')
+            for method in METHODS
+        ),
         ("search", '{method="fixed_list", losses=[{loss="softmax", sed=1}]}'),
         ("search", '{method="fixed_list", losses=[{loss="softmax", recipe={sed=1}}]}'),
         ("baselines", '[{loss="softmax", sed=1}]'),

@@ -135,7 +135,8 @@ def test_losses_change_only_at_the_epoch_where_a_trial_starts(make: Make) -> Non
         if trial.parent is None:
             continue
         parent = asked[trial.parent]
-        assert trial.seed == parent.seed or trial.round == 0  # a warm-up ends in several orders of the data
+        # a warm-up ends in several orders of the data; where the loss never changes, each round does
+        assert trial.seed == parent.seed or trial.round == 0 or len(trial.schedule) == 1
         assert [trial.schedule.at(epoch) for epoch in range(parent.epochs)] == [
             parent.schedule.at(epoch) for epoch in range(parent.epochs)
         ]

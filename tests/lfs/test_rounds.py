@@ -9,7 +9,7 @@ import pytest
 from lfs.proposers import RandomRounds, Reinforce, decode, start_of
 from lfs.rounds import RoundSearch
 from lfs.trial import Trial
-from search_space import AMLFS, CombinedMargin, ModulatingFactor, Space, Unified
+from search_space import AMLFS, CombinedMargin, LossSchedule, ModulatingFactor, Space, Unified, catalog
 from search_space.parts import ModulatingTarget
 from tests.lfs.test_controllers import drive
 from tests.lfs.toy import WIDE, make_random, make_reinforce
@@ -105,6 +105,22 @@ def test_copies_are_rewarded_after_a_cool_down_that_ends_within_the_horizon() ->
         cooled[trials[0].epochs] = {trial.cooldown_epochs for trial in trials}
         tell_round(controller, trials, [0.1, 0.2][: len(trials)])
     assert cooled == {1: {0}, 2: {2}, 3: {2}, 4: {1}, 5: {0}}
+
+
+def test_under_one_loss_the_copies_differ_in_the_order_of_the_data_alone() -> None:
+    loss = catalog.cosface(margin=0.2, scale=16)
+    controller = RoundSearch(WIDE, RandomRounds(), batch=4, warmup_epochs=2, horizon_epochs=5, seed=7, constant=loss)
+    rounds = [controller.ask(100)]
+    while rounds[-1]:
+        tell_round(controller, rounds[-1], [0.1, 0.4, 0.3, 0.2][: len(rounds[-1])])
+        rounds.append(controller.ask(100))
+    trials = [trial for round_ in rounds for trial in round_]
+    assert {trial.schedule for trial in trials} == {LossSchedule.constant(loss)}
+    assert [len({trial.seed for trial in round_}) for round_ in rounds] == [1, 4, 4, 4, 4, 0]
+    assert {trial.parent for trial in rounds[3]} == {rounds[2][1].number}
+    assert rounds[3][0].seed == rounds[2][1].seed
+    assert len({trial.seed for trial in trials}) == 13
+    assert controller.constant() == loss
 
 
 def test_samples_are_antithetic_pairs_about_mu() -> None:

@@ -95,6 +95,18 @@ def make_random(seed: int = 0) -> Controller:
     return rounds(lambda _: RandomRounds(), WIDE, seed=seed)
 
 
+def make_selection(seed: int = 0) -> Controller:
+    return RoundSearch(
+        WIDE,
+        RandomRounds(),
+        batch=4,
+        warmup_epochs=WARMUP_EPOCHS,
+        horizon_epochs=HORIZON_EPOCHS,
+        seed=seed,
+        constant=catalog.cosface(),
+    )
+
+
 def make_unified(seed: int = 0) -> Controller:
     return rounds(lambda _: RandomRounds(), Unified(), seed=seed)
 
@@ -182,6 +194,7 @@ CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "reinforce": make_reinforce,
     "modulating": make_modulating,
     "random": make_random,
+    "selection": make_selection,
     "unified": make_unified,
     "fixed_list": make_fixed_list,
     "with_baselines": make_with_baselines,
