@@ -191,7 +191,7 @@ def table(rows: Sequence[Row], resamples: int = RESAMPLES) -> pd.DataFrame:
                 **_columns("top-1 regret", judged.regret),
                 "range / sd": round(judged.signal_to_noise, 2),
                 "losses": len(final_LS),
-                "reliability of one seed": round(intraclass(final_LS), 3),
+                "reliability of one seed": round(float(intraclass(final_LS)), 3),
             }
         )
     return pd.DataFrame(lines)

@@ -1,10 +1,10 @@
 """How well a cheap score ranks losses: its rank correlation with a final score, and what a choice by it costs.
 
-L losses, S seeds, R resamples of the losses. A proxy score of a loss under a seed is held against the mean of its final
-scores under the OTHER seeds, so that what a seed does to both is no agreement; what is found is averaged over seeds.
+L losses, S seeds, R resamples of the losses; a function of R×L×S takes L×S too. A proxy score of a loss under a seed is
+held against the mean of its final scores under the OTHER seeds, so that what a seed does to both is no agreement; what
+is found is averaged over seeds.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,59 +18,63 @@ LEAST_RELIABILITY = 0.05
 """A reliability below this is taken for this: dividing by its root would say nothing."""
 
 
-def spearman(one_L: Floats, other_L: Floats) -> float:
-    """The rank correlation, ties sharing their mean rank; 0 where one of the two is constant."""
-    ranks = np.stack([rankdata(one_L), rankdata(other_L)])
-    centred = ranks - ranks.mean(1, keepdims=True)
-    size = float(np.sqrt((centred**2).sum(1).prod()))
-    return float(centred[0] @ centred[1]) / size if size > 0 else 0.0
+def spearman(one: Floats, other: Floats, axis: int = -1) -> Floats:
+    """The rank correlation along an axis, ties sharing their mean rank; 0 where one of the two is constant."""
+    ranks = [rankdata(each, axis=axis) for each in (one, other)]
+    left, right = (each - each.mean(axis, keepdims=True) for each in ranks)
+    size = np.sqrt((left**2).sum(axis) * (right**2).sum(axis))
+    correlation: Floats = (left * right).sum(axis) / np.where(size > 0, size, 1.0)
+    return correlation
 
 
-def intraclass(score_LS: Floats) -> float:
-    """The reliability of one seed's ranking: the intraclass correlation ICC(C,1) of the ranks within each seed.
+def intraclass(score_RLS: Floats) -> Floats:
+    """The reliability of one seed's ranking, R: the intraclass correlation ICC(C,1) of the ranks within each seed.
 
     Shrout & Fleiss 1979, ICC(3,1): (MS_losses − MS_error) / (MS_losses + (S − 1)·MS_error). Without ties it is the mean
     rank correlation between two seeds.
     """
-    rank_LS = np.apply_along_axis(rankdata, 0, score_LS)
-    losses, seeds = rank_LS.shape
-    of_loss_L, of_seed_S, mean = rank_LS.mean(1), rank_LS.mean(0), rank_LS.mean()
-    between = seeds * ((of_loss_L - mean) ** 2).sum() / (losses - 1)
-    rest_LS = rank_LS - of_loss_L[:, None] - of_seed_S + mean
-    error = (rest_LS**2).sum() / ((losses - 1) * (seeds - 1))
-    total = between + (seeds - 1) * error
-    return float((between - error) / total) if total > 0 else 0.0
+    rank_RLS = rankdata(score_RLS, axis=-2)
+    losses, seeds = score_RLS.shape[-2:]
+    of_loss_RL = rank_RLS.mean(-1, keepdims=True) - (losses + 1) / 2
+    between_R = seeds * (of_loss_RL**2).sum((-2, -1)) / (losses - 1)
+    rest_RLS = rank_RLS - (losses + 1) / 2 - of_loss_RL
+    error_R = (rest_RLS**2).sum((-2, -1)) / ((losses - 1) * (seeds - 1))
+    total_R = between_R + (seeds - 1) * error_R
+    reliability_R: Floats = (between_R - error_R) / np.where(total_R > 0, total_R, 1.0)
+    return reliability_R
 
 
-def of_means(reliability: float, seeds: int) -> float:
+def of_means(reliability_R: Floats, seeds: int) -> Floats:
     """The reliability of a mean over seeds, from that of one (Spearman 1910; Brown 1910)."""
-    return seeds * reliability / (1 + (seeds - 1) * reliability)
+    return seeds * reliability_R / (1 + (seeds - 1) * reliability_R)
 
 
-def agreement(proxy_LS: Floats, final_LS: Floats) -> float:
-    """The rank correlation of a seed's proxy scores with the other seeds' final ones, averaged over seeds."""
-    others_LS = others_mean(final_LS)
-    return float(np.mean([spearman(proxy_LS[:, s], others_LS[:, s]) for s in range(final_LS.shape[1])]))
+def agreement(proxy_RLS: Floats, final_RLS: Floats) -> Floats:
+    """The rank correlation of a seed's proxy scores with the other seeds' final ones, averaged over seeds, R."""
+    mean_R: Floats = spearman(proxy_RLS, others_mean(final_RLS), axis=-2).mean(-1)
+    return mean_R
 
 
-def others_mean(score_LS: Floats) -> Floats:
+def others_mean(score_RLS: Floats) -> Floats:
     """The mean over all seeds but its own."""
-    mean_LS: Floats = (score_LS.sum(1, keepdims=True) - score_LS) / (score_LS.shape[1] - 1)
-    return mean_LS
+    mean_RLS: Floats = (score_RLS.sum(-1, keepdims=True) - score_RLS) / (score_RLS.shape[-1] - 1)
+    return mean_RLS
 
 
-def corrected(correlation: float, final_LS: Floats) -> float:
-    """The correlation with final scores that had no noise of seeds (Spearman 1904): divided by the root of their
+def corrected(correlation_R: Floats, final_RLS: Floats) -> Floats:
+    """The correlation with final scores that had no noise of seeds (Spearman 1904), R: divided by the root of their
     reliability. The noise of the proxy stays in: a search has to live with it. Can exceed 1 by chance."""
-    reliability = of_means(intraclass(final_LS), final_LS.shape[1] - 1)
-    return correlation / math.sqrt(max(reliability, LEAST_RELIABILITY))
+    one_R = np.maximum(intraclass(final_RLS), LEAST_RELIABILITY)
+    freed_R: Floats = correlation_R / np.sqrt(of_means(one_R, final_RLS.shape[-1] - 1))
+    return freed_R
 
 
-def top_one_regret(proxy_LS: Floats, final_LS: Floats) -> float:
-    """The final score that is missed by taking the loss with the best proxy score, averaged over seeds."""
-    others_LS = others_mean(final_LS)
-    chosen_S = np.take_along_axis(others_LS, proxy_LS.argmax(0)[None], axis=0)[0]
-    return float((others_LS.max(0) - chosen_S).mean())
+def top_one_regret(proxy_RLS: Floats, final_RLS: Floats) -> Floats:
+    """The final score that is missed by taking the loss with the best proxy score, averaged over seeds, R."""
+    others_RLS = others_mean(final_RLS)
+    best = proxy_RLS.argmax(-2)[..., None, :]
+    regret_R: Floats = (others_RLS.max(-2) - np.take_along_axis(others_RLS, best, axis=-2)[..., 0, :]).mean(-1)
+    return regret_R
 
 
 def signal_to_noise(proxy_LS: Floats) -> float:
@@ -108,9 +112,9 @@ class Judgement:
 def judge(proxy_LS: Floats, reference_LS: Floats, final_LS: Floats, draws_RL: Ints) -> Judgement:
     """The proxy against a reference proxy, both resampled by `draws_RL`, indices of losses with replacement."""
     everything = np.arange(len(final_LS))
-    rows = [_measured(proxy_LS[d], reference_LS[d], final_LS[d]) for d in (everything, *draws_RL)]
-    measured = np.array(rows)
-    found = [Interval.of(column[0], column[1:]) for column in measured.T]
+    rows_RL = np.concatenate([everything[None], draws_RL])
+    measured = _measured(proxy_LS[rows_RL], reference_LS[rows_RL], final_LS[rows_RL])
+    found = [Interval.of(float(each_R[0]), each_R[1:]) for each_R in measured]
     return Judgement(
         agreement=found[0],
         corrected=found[1],
@@ -120,11 +124,11 @@ def judge(proxy_LS: Floats, reference_LS: Floats, final_LS: Floats, draws_RL: In
     )
 
 
-def _measured(proxy_LS: Floats, reference_LS: Floats, final_LS: Floats) -> tuple[float, float, float, float]:
-    own = agreement(proxy_LS, final_LS)
-    freed = corrected(own, final_LS)
-    gain = freed - corrected(agreement(reference_LS, final_LS), final_LS)
-    return own, freed, gain, top_one_regret(proxy_LS, final_LS)
+def _measured(proxy_RLS: Floats, reference_RLS: Floats, final_RLS: Floats) -> tuple[Floats, ...]:
+    own_R = agreement(proxy_RLS, final_RLS)
+    freed_R = corrected(own_R, final_RLS)
+    gain_R = freed_R - corrected(agreement(reference_RLS, final_RLS), final_RLS)
+    return own_R, freed_R, gain_R, top_one_regret(proxy_RLS, final_RLS)
 
 
 def draw_losses(losses: int, resamples: int, rng: np.random.Generator) -> Ints:

@@ -30,6 +30,17 @@ def test_spearman_agrees_with_scipy_ties_included() -> None:
     one, other = rng.integers(0, 6, 30).astype(float), rng.integers(0, 6, 30).astype(float)
     assert spearman(one, other) == pytest.approx(spearmanr(one, other).statistic)
     assert spearman(one, np.zeros(30)) == 0.0
+    many = rng.standard_normal((2, 5, 9, 3))
+    each = [[[spearmanr(*many[:, r, :, s]).statistic for s in range(3)] for r in range(5)]]
+    assert spearman(many[0], many[1], axis=-2) == pytest.approx(np.array(each[0]))
+
+
+def test_resamples_are_measured_as_one_by_one() -> None:
+    final, proxy = np.stack([noisy(seed, 9.0) for seed in range(4)]), np.stack([noisy(9 + s, 9.0) for s in range(4)])
+    pairs = list(zip(proxy, final, strict=True))
+    assert agreement(proxy, final) == pytest.approx(np.array([agreement(*pair) for pair in pairs]))
+    assert intraclass(final) == pytest.approx(np.array([intraclass(each) for each in final]))
+    assert top_one_regret(proxy, final) == pytest.approx(np.array([top_one_regret(*pair) for pair in pairs]))
 
 
 def test_the_reliability_is_the_mean_rank_correlation_between_two_seeds() -> None:
@@ -45,8 +56,8 @@ def test_a_shift_of_a_whole_seed_is_no_unreliability() -> None:
 
 
 def test_means_over_seeds_are_more_reliable_by_spearman_and_brown() -> None:
-    assert of_means(0.5, 2) == pytest.approx(2 / 3)
-    assert of_means(0.7, 1) == 0.7
+    assert of_means(np.array(0.5), 2) == pytest.approx(2 / 3)
+    assert of_means(np.array(0.7), 1) == 0.7
 
 
 def test_a_seeds_proxy_is_held_against_the_other_seeds() -> None:
