@@ -6,7 +6,7 @@ from playwright.sync_api import Page
 from analysis.comparison import Results
 from analysis.comparison_page import write_comparison
 from tests.analysis.comparisons import ENTRANTS, write_compared
-from tests.browser.test_report import A4_CONTENT_PIXELS, drawn, watched
+from tests.browser.looks import drawn, overlapping, too_wide_on_a4, watched
 
 FIGURES = ["forest", "seeds", "errors", "cosines", "cost"]
 ATTACK = "<script>document.title = 'owned'</script><b>bold</b>"
@@ -50,29 +50,8 @@ def test_the_error_curve_has_bands_and_a_grey_part(browser_page: Page, compariso
 def test_no_words_of_a_figure_lie_on_others(browser_page: Page, comparison_page: Path) -> None:
     browser_page.goto(comparison_page.as_uri())
     drawn(browser_page)
-    overlapping = browser_page.evaluate(
-        """() => ['errors', 'cosines', 'cost'].flatMap(key => {
-            const plot = document.querySelector(`#${key}-figure .plot`);
-            const boxes = [...plot.querySelectorAll('svg text')]
-                .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
-            return boxes.flatMap(([one, a], index) => boxes.slice(index + 1)
-                .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
-                    && b.top < a.bottom - 1)
-                .map(([other]) => `${key}: ${one} / ${other}`));
-        })"""
-    )
-    assert overlapping == []
+    assert overlapping(browser_page, "#errors-figure .plot, #cosines-figure .plot, #cost-figure .plot") == []
 
 
 def test_an_a4_page_holds_figures_and_tables(browser_page: Page, comparison_page: Path) -> None:
-    browser_page.set_viewport_size({"width": A4_CONTENT_PIXELS, "height": 1000})
-    browser_page.goto(comparison_page.as_uri())
-    drawn(browser_page)
-    browser_page.emulate_media(media="print")
-    browser_page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    too_wide = browser_page.evaluate(
-        """limit => [...document.querySelectorAll('table, pre, .plot, .main-svg')]
-            .filter(part => part.getBoundingClientRect().right > limit + 1).map(part => part.outerHTML.slice(0, 80))""",
-        A4_CONTENT_PIXELS,
-    )
-    assert too_wide == []
+    assert too_wide_on_a4(browser_page, comparison_page) == []

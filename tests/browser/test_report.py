@@ -2,42 +2,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Frame, Page
+from playwright.sync_api import Page
 
 from analysis import write_report
 from search_space import LossSchedule
 from search_space.unified_space import Unified
 from tests.analysis.journals import sampled_journal, search_journal, write_journal
+from tests.browser.looks import drawn, overlapping, too_wide_on_a4, watched
 
 ATTACK = "<script>document.title = 'owned'</script><b>bold</b>"
 FIGURES = ["health", "history", "controller", "entrants", "training", "training-loss", "loss", "compute"]
-MARKS = ".cartesianlayer .point, .cartesianlayer path.js-line"
-A4_CONTENT_PIXELS = 703
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_journal(tmp_path_factory.mktemp("run"), search_journal(error=ATTACK)))
-
-
-def watched(page: Page) -> list[str]:
-    """Everything that the page should not do, as it does it."""
-    seen: list[str] = []
-    page.on("console", lambda message: seen.append(f"console {message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
-    page.on("request", lambda request: None if request.url.startswith("file:") else seen.append(request.url))
-    return seen
-
-
-def drawn(frame: Page | Frame) -> dict[str, int]:
-    """How many marks each figure shows."""
-    frame.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg.main-svg'))")
-    counts: dict[str, int] = frame.evaluate(
-        """marks => Object.fromEntries([...document.querySelectorAll('figure')].map(figure =>
-            [figure.id.replace('-figure', ''), figure.querySelectorAll(marks).length]))""",
-        MARKS,
-    )
-    return counts
 
 
 def test_every_figure_is_drawn_without_an_error_or_a_request(browser_page: Page, report: Path) -> None:
@@ -104,29 +83,9 @@ def test_a_samplers_choices_and_numbers_are_drawn_and_no_words_lie_on_others(
     assert marks["sampled"] >= 12
     assert "controller" not in marks
     assert browser_page.locator("#choices-figure .cartesianlayer .subplot").count() == 6
-    overlapping = browser_page.evaluate(
-        """() => ['choices', 'sampled'].flatMap(key => {
-            const boxes = [...document.querySelectorAll(`#${key}-figure svg text`)]
-                .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
-            return boxes.flatMap(([one, a], index) => boxes.slice(index + 1)
-                .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
-                    && b.top < a.bottom - 1)
-                .map(([other]) => `${key}: ${one} / ${other}`));
-        })"""
-    )
-    assert overlapping == []
+    assert overlapping(browser_page, "#choices-figure .plot, #sampled-figure .plot") == []
     assert seen == []
 
 
 def test_an_a4_page_holds_figures_and_tables(browser_page: Page, report: Path) -> None:
-    browser_page.set_viewport_size({"width": A4_CONTENT_PIXELS, "height": 1000})
-    browser_page.goto(report.as_uri())
-    drawn(browser_page)
-    browser_page.emulate_media(media="print")
-    browser_page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    too_wide = browser_page.evaluate(
-        """limit => [...document.querySelectorAll('table, pre, .plot, .main-svg')]
-            .filter(part => part.getBoundingClientRect().right > limit + 1).map(part => part.outerHTML.slice(0, 80))""",
-        A4_CONTENT_PIXELS,
-    )
-    assert too_wide == []
+    assert too_wide_on_a4(browser_page, report) == []

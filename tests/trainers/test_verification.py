@@ -117,7 +117,7 @@ def test_auc_and_eer_agree_with_scikit_learn_under_sample_weights(x_ND: Embeddin
     assert scores["eer"] == pytest.approx(np.interp(0, far + tar - 1, far), abs=1e-9)
 
 
-@pytest.mark.parametrize(("x_ND", "label_N"), CASES)
+@pytest.mark.parametrize(("x_ND", "label_N"), [*CASES[:3], CASES[4]])  # the slow sum is cubic in the images
 def test_the_mean_tar_is_the_area_under_the_steps_over_log_far(x_ND: Embeddings, label_N: Labels) -> None:
     assert verification(x_ND, label_N, FARS)["mean_tar"] == pytest.approx(_slow_mean_tar(x_ND, label_N), abs=1e-9)
 
