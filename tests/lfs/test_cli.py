@@ -161,7 +161,7 @@ def test_a_search_prints_plain_lines_where_there_is_no_terminal(finished_search:
     assert lines[0] == f"run: {run_dir}"
     assert lines[1].startswith("shapes: 8 classes, 48 images to train on; reward rank1 on 2 other identities")
     told = [event for event in events_of(run_dir) if isinstance(event, Told)]
-    outcomes = [line for line in lines if re.search(r"reward \d\.\d{4}.* trials done, about \d+ s left$", line)]
+    outcomes = [line for line in lines if re.search(r"reward \d\.\d{4}.* trials done, about \d+ (s|min) left$", line)]
     assert len(outcomes) == len(told) == 3 * 2 + len(ENTRANTS)
     assert outcomes[0].startswith(f"trial 0, round 0: reward {told[0].outcome.reward:.4f}")
     assert "12 trials done, about 0 s left" in outcomes[-1]
@@ -238,7 +238,7 @@ def test_a_search_in_which_every_trial_fails_stops_with_the_reason(
     shapes: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = Outcome(reward=None, seconds=0.1, images=0, error="RuntimeError: the GPU fell off the bus")
-    monkeypatch.setattr("lfs.runner.train", lambda *_, **__: (failure, None))
+    monkeypatch.setattr("lfs.runner.train_together", lambda candidates, *_, **__: [(failure, None)] * len(candidates))
     done = lossearch("search", "--data", shapes, "--run", "hopeless", *TINY_SEARCH)
     assert done.code == 1
     assert done.err == "lossearch: 5 trials in a row failed alike: RuntimeError: the GPU fell off the bus\n"

@@ -26,7 +26,7 @@ from tests.lfs.runners import PATIENCE_SECONDS, wait_until
 from tests.lfs.test_bad_input import refused
 from trainers.outcome import Outcome
 from trainers.recipe import FARS
-from trainers.training import train
+from trainers.training import Candidate, train_together
 from trainers.verification import verification
 
 ROOT = Path(__file__).parents[2]
@@ -249,13 +249,14 @@ def test_what_diverged_counts_as_chance_and_what_the_machine_lost_decides_nothin
     run_dir = copied(finished_search[0], tmp_path)
     adacos, softmax = (LossSchedule.constant(catalog.get(name)) for name in ("adacos_dynamic", "softmax"))
 
-    def failing(schedule: LossSchedule, *arguments: object, seed: int, **more: object) -> object:
+    def failing(candidates: Sequence[Candidate], *arguments: object, seed: int, **more: object) -> object:
         errors = {adacos: "diverged: the loss is not finite in epoch 2", softmax: "OSError: the disk is gone"}
-        if seed == 2 and schedule in errors:
-            return Outcome(reward=None, seconds=0.1, images=48, error=errors[schedule]), None
-        return train(schedule, *arguments, seed=seed, **more)  # type: ignore[arg-type]
+        (candidate,) = candidates
+        if seed == 2 and candidate.schedule in errors:
+            return [(Outcome(reward=None, seconds=0.1, images=48, error=errors[candidate.schedule]), None)]
+        return train_together(candidates, *arguments, seed=seed, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lfs.runner.train", failing)
+    monkeypatch.setattr("lfs.runner.train_together", failing)
     done = lossearch("compare", run_dir, "--seeds=2", "--baseline=softmax", "--baseline=adacos-dynamic", "--no-tune")
     assert done.code == 0, done.err
     results = Results.read(run_dir / "compare" / "01")

@@ -13,7 +13,7 @@ import lfs.preflight
 from analysis import failures_table, leaderboard, search_totals, trials_table
 from lfs.checkpoints import CheckpointStore
 from lfs.controller import Controller, WithBaselines
-from lfs.executor import SerialExecutor
+from lfs.executor import Runner, SerialExecutor
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import (
     FILE_NAME,
@@ -116,7 +116,9 @@ def two_rounds() -> Controller:
 class WideExecutor(SerialExecutor):
     """Serial, but takes three trials at once."""
 
-    slots = 3
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner)
+        self.slots = 3
 
 
 def run(
