@@ -1,13 +1,14 @@
 """Each method against uniform draws on reward surfaces with a known optimum, at equal epochs.
 
-    python -m tests.bench.samplers [--seeds 100] [--trainings 80] [--methods tpe,asha] [--surfaces bowl]
+    python -m tests.bench.samplers [--seeds 100] [--trainings 80] [--methods asha] [--surfaces bowl]
+        [--set search.min_epochs=1 ...]
 
 Every search may train as many epochs as `--trainings` trainings to the horizon of 8 epochs take, with 4 workers that
 finish in random order; what they train is asked for, budgeted and learnt from by the product's own controllers with
-their defaults (but for `sized`). Scored is the simple regret,
-in thousandths: what the true score of the winner, the best of those at the horizon on the choice half, misses of the
-optimum. The interval is 95 % over seeds, of the paired difference to `random` on as many epochs; on `formulas` that
-is the first generation of `evolution` alone, random formulas that are filtered as its own.
+their defaults (but for `sized` and `--set`). Scored is the simple regret, in thousandths: what the true score of the
+winner, the best of those at the horizon on the choice half, misses of the optimum. The interval is 95 % over seeds, of
+the paired difference to `random` on as many epochs; on `formulas` that is the first generation of `evolution` alone,
+random formulas that are filtered as its own.
 
 A surface gives the true score of a loss. What a trial's reward makes of it follows real trainings of 12 losses of
 `combined_margin` under 3 seeds (`tests/bench/results/reward_noise.jsonl`; thousandths of TAR@1e-3, epochs 1 to 8):
@@ -22,7 +23,7 @@ methods that change the loss during a training (`pbt`, `reinforce`, `random-soft
 import argparse
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -130,12 +131,12 @@ def sized(method: str, trainings: int) -> list[str]:
     return ["search.candidates=10000"]
 
 
-def controller_of(method: str, space: str, seed: int, trainings: int) -> Controller:
+def controller_of(method: str, space: str, seed: int, trainings: int, settings: Sequence[str]) -> Controller:
     """The method over the space, on the budget."""
     overrides = [f"space.kind={space}", f"seed={seed}"]
     if space == "combined_margin":
         overrides += ["space.m1=[1.0, 1.5]", "space.scale=[8.0, 64.0]"]
-    overrides += sized(method, trainings)
+    overrides += [*sized(method, trainings), *settings]
     named = {"random": None, "reinforce": None, "random-formulas": "evolution"}.get(method, method)
     config = load_config(None, overrides, method=named)
     search = make_search(config, Recipe(horizon_epochs=HORIZON), [5] * 20)
@@ -178,11 +179,11 @@ def methods_on(surface: str) -> list[str]:
     return [method for method in METHODS if method not in refused]
 
 
-def regret(method: str, surface: str, seed: int, trainings: int) -> float:
+def regret(method: str, surface: str, seed: int, trainings: int, settings: Sequence[str] = ()) -> float:
     """That of one search."""
     space, truth = SURFACES[surface]
     controller, trained, order = (
-        controller_of(method, space, seed, trainings),
+        controller_of(method, space, seed, trainings, settings),
         Trainings(truth, seed),
         random.Random(seed),
     )
@@ -226,18 +227,20 @@ def main() -> None:
     parser.add_argument("--trainings", type=int, default=80)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--surfaces", default=",".join(SURFACES))
+    parser.add_argument("--set", action="append", default=[], help="a setting of the methods, not of random")
     arguments = parser.parse_args()
     for surface in arguments.surfaces.split(","):
 
-        def over_seeds(method: str, surface: str = surface) -> npt.NDArray[np.float64]:
-            return np.array([regret(method, surface, seed, arguments.trainings) for seed in range(arguments.seeds)])
+        def over_seeds(method: str, settings: Sequence[str] = (), surface: str = surface) -> npt.NDArray[np.float64]:
+            seeds, trainings = range(arguments.seeds), arguments.trainings
+            return np.array([regret(method, surface, seed, trainings, settings) for seed in seeds])
 
         base_S = over_seeds("random-formulas" if surface == "formulas" else "random")
         for method in methods_on(surface):
             if method not in arguments.methods.split(","):
                 continue
-            content = compared(method, surface, arguments.trainings, over_seeds(method), base_S)
-            append_row("samplers", content)
+            content = compared(method, surface, arguments.trainings, over_seeds(method, arguments.set), base_S)
+            append_row("samplers", content | {"settings": arguments.set})
             print(content, flush=True)
 
 
