@@ -7,7 +7,21 @@ import pandas as pd
 
 from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, errors_of, thresholds_of
-from analysis.figures import FAILED, MUTED, SEARCH, Figure, Style, Trace, draw, panel_title, plain, scatter, styles_for
+from analysis.figures import (
+    FAILED,
+    MUTED,
+    SEARCH,
+    Figure,
+    Style,
+    Trace,
+    axis_suffix,
+    draw,
+    on_panel,
+    panel_title,
+    plain,
+    scatter,
+    styles_for,
+)
 from analysis.figures import WINNER as WINNER_COLOUR
 from analysis.tables import records, score_title
 
@@ -244,10 +258,9 @@ def cosines_figure(results: Results) -> Figure | None:
     traces: list[Trace] = []
     titles = []
     for index, name in enumerate(names):
-        suffix = str(index + 1) if index else ""
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0}
+        suffix = axis_suffix(index)
         panel = _panel(table[table["entrant"] == name], thresholds[thresholds["entrant"] == name])
-        traces += [trace | axes for trace in panel]
+        traces += [trace | on_panel(index) for trace in panel]
         bottom = index + columns >= len(names)
         layout[f"xaxis{suffix}"] = {"range": shown, "title": {"text": "cosine of a pair" if bottom else ""}}
         layout[f"yaxis{suffix}"] = {"title": {"text": "share of pairs"}, "rangemode": "tozero", "nticks": 4}

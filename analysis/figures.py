@@ -103,6 +103,17 @@ def counting_axis(title: str, values: Iterable[Any]) -> dict[str, Any]:
     return {"title": {"text": title}, "tick0": 0, "dtick": max(1, math.ceil(span / 12))}
 
 
+def axis_suffix(index: int) -> str:
+    """What follows x and y in plotly's names for the axes of the panel of this index: nothing, 2, 3, ..."""
+    return str(index + 1) if index else ""
+
+
+def on_panel(index: int) -> Trace:
+    """What puts a trace on the panel of this index; the legend has the first panel's traces."""
+    suffix = axis_suffix(index)
+    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0}
+
+
 def panel_title(text: object, suffix: str, *, xref: str = "") -> dict[str, Any]:
     """A title above the panel whose axes are called x and y with this suffix, at its left edge or that of `xref`."""
     place = {"xref": xref or f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0, "y": 1}

@@ -6,7 +6,21 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures import MUTED, SEARCH, WINNER, Figure, Style, Trace, counting_axis, draw, plain, scatter, thin
+from analysis.figures import (
+    MUTED,
+    SEARCH,
+    WINNER,
+    Figure,
+    Style,
+    Trace,
+    axis_suffix,
+    counting_axis,
+    draw,
+    on_panel,
+    plain,
+    scatter,
+    thin,
+)
 from analysis.loss_curves import PUSH_TARGET_DEG, SHOWN_PROBABILITIES, axis_range
 from analysis.tables import records
 
@@ -183,7 +197,7 @@ def _layout(panels: Sequence[_Panel], data: pd.DataFrame) -> dict[str, Any]:
     }
     small = {"size": 12}
     for index, panel in enumerate(panels):
-        suffix = str(index + 1) if index else ""
+        suffix = axis_suffix(index)
         layout[f"xaxis{suffix}"] = {"title": {"text": panel.across, "font": small}, **axes_by_column[panel.x]}
         layout[f"yaxis{suffix}"] = {"title": {"text": panel.up, "font": small}, "range": axis_range(data, panel.y)}
     if _LOGIT not in panels:
@@ -210,8 +224,7 @@ def _curve(part: pd.DataFrame, panels: Sequence[_Panel], *, name: str, **look: A
     for index, panel in enumerate(panels):
         shown = part[part["p"].between(*SHOWN_PROBABILITIES)] if panel is _MARGIN else part
         x, y = (shown[column].round(_LAST_DIGIT) for column in (panel.x, panel.y))
-        suffix = str(index + 1) if index else ""
-        place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0, "legendgroup": name}
         line = {**look["line"], "simplify": False}
+        place = on_panel(index) | {"legendgroup": name}
         traces.append(scatter(x, y, name=name, mode="lines") | place | look | {"line": line})
     return traces

@@ -10,7 +10,9 @@ from analysis.figures import (
     WINNER,
     Figure,
     Trace,
+    axis_suffix,
     draw,
+    on_panel,
     panel_title,
     plain,
     scatter,
@@ -45,10 +47,9 @@ def numbers_figure(samples: pd.DataFrame, space: Space | None, winner: int | Non
     titles = []
     layout: dict[str, object] = {"grid": {"rows": rows, "columns": columns, "pattern": "independent", "ygap": 0.34}}
     for index, name in enumerate(shown):
-        suffix = str(index + 1) if index else ""
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0}
+        suffix = axis_suffix(index)
         part = numbers[numbers["parameter"] == name]
-        traces += [trace | axes for trace in [*_bands(part), *_dots(part, "value", _best(samples), winner)]]
+        traces += [trace | on_panel(index) for trace in [*_bands(part), *_dots(part, "value", _best(samples), winner)]]
         bottom = index + columns >= len(shown)
         layout[f"xaxis{suffix}"] = {"title": {"text": "trial" if bottom else ""}, "range": _span(samples)}
         layout[f"yaxis{suffix}"] = _value_axis(domain_of(space, name))
@@ -89,7 +90,7 @@ def choices_figure(samples: pd.DataFrame, winner: int | None) -> Figure | None:
     layout: dict[str, object] = {}
     top = 1.0
     for index, (name, slot) in enumerate(zip(names, slots, strict=True)):
-        suffix = str(index + 1) if index else ""
+        suffix = axis_suffix(index)
         height = slot / sum(slots)
         part = choices[choices["parameter"] == name].assign(
             row=lambda frame, o=options[name]: frame["option"].map(o.index)

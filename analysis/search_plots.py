@@ -12,8 +12,10 @@ from analysis.figures import (
     Figure,
     Style,
     Trace,
+    axis_suffix,
     counting_axis,
     draw,
+    on_panel,
     panel_title,
     plain,
     scatter,
@@ -185,9 +187,8 @@ def controller_figure(controller: pd.DataFrame, trials: pd.DataFrame) -> Figure 
     titles = []
     layout: dict[str, object] = {"grid": {"rows": rows, "columns": columns, "pattern": "independent", "ygap": 0.34}}
     for index, name in enumerate(names):
-        suffix = str(index + 1) if index else ""
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": index == 0}
-        traces += [trace | axes for trace in _belief(rounds, tried, name)]
+        suffix = axis_suffix(index)
+        traces += [trace | on_panel(index) for trace in _belief(rounds, tried, name)]
         bottom = index + columns >= len(names)
         layout[f"xaxis{suffix}"] = counting_axis("round" if bottom else "", rounds["round"])
         layout[f"yaxis{suffix}"] = {"nticks": 6}
