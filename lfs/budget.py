@@ -54,8 +54,7 @@ class Budgeted:
         for trial in trials:
             self._asked[trial.number] = trial
             self._trials += 1
-            before = self._asked[trial.parent].epochs if trial.parent is not None else 0
-            self._epochs += trial.epochs - before + trial.cooldown_epochs
+            self._epochs += trial.epochs_of_its_own(self._asked)
         return trials
 
     def _spent(self) -> bool:

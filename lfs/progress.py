@@ -91,8 +91,7 @@ class Progress:
     def _on_told(self, event: Told) -> None:
         trial, outcome = self._trials[event.trial], event.outcome
         self._outcomes[event.trial] = outcome
-        before = 0 if trial.parent is None else self._trials[trial.parent].epochs
-        epochs = trial.epochs - before + trial.cooldown_epochs
+        epochs = trial.epochs_of_its_own(self._trials)
         self._epochs_done += epochs
         verdict = self._verdicts.get(event.trial)
         result = f"failed: {outcome.error}" if outcome.reward is None else f"reward {outcome.reward:.4f}"

@@ -41,3 +41,8 @@ class Trial:
             )
         if self.parent is not None and not 0 <= self.parent < self.number:
             raise ValueError(f"a parent comes before its trial, but got parent={self.parent}, number={self.number}")
+
+    def epochs_of_its_own(self, trials: Mapping[int, "Trial"]) -> int:
+        """How many epochs it trains beyond its parent, which is among `trials`, a branch that cools down included."""
+        before = 0 if self.parent is None else trials[self.parent].epochs
+        return self.epochs - before + self.cooldown_epochs
