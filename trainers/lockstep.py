@@ -16,7 +16,7 @@ from search_space import catalog
 from trainers.augment import augment
 from trainers.evaluation import as_float, on_device
 from trainers.learner import Learner
-from trainers.numerics import applied
+from trainers.numerics import applied, fastest_in_turn
 from trainers.recipe import Execution, Numerics, Recipe
 from trainers.task import Task
 
@@ -85,21 +85,21 @@ def probe_lockstep(
 
 
 def _measured(ways: Sequence[Numerics], task: Task, recipe: Recipe, device: str) -> dict[Numerics, Cost]:
-    """What each way costs. Their steps are timed in turn; the fastest counts, as other work only ever slows one."""
+    """What each way costs."""
     running = {}
     for way in ways:
         try:
             running[way] = _Lanes(way, task, recipe, device)
         except RuntimeError as error:
             _log.warning("training %s is left out: %s", _named(way), " ".join(str(error).split())[:300])
-    rounds = [{way: lanes.seconds() for way, lanes in running.items()} for _ in range(_ROUNDS)]
+    fastest = fastest_in_turn([lanes.seconds for lanes in running.values()], rounds=_ROUNDS)
     return {
         way: Cost(
-            step_seconds=min(each[way] for each in rounds) / way.lockstep,
+            step_seconds=seconds / way.lockstep,
             start_seconds=lanes.start_seconds / way.lockstep,
             once_seconds=lanes.first_seconds if way.execution == "compiled" else 0.0,
         )
-        for way, lanes in running.items()
+        for (way, lanes), seconds in zip(running.items(), fastest, strict=True)
     }
 
 

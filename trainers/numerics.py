@@ -1,6 +1,7 @@
 """How the arithmetic is done: chosen by a short measurement, then applied by every worker."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,9 @@ def probe(task: Task, recipe: Recipe, *, device: str = "cpu", threads: int = 1) 
         for channels_last in (False, True)
     ]
     with applied(candidates[0]):
-        seconds = _fastest_in_turn([_Step(task, recipe, numerics, device) for numerics in candidates])
+        steps = [_Step(task, recipe, numerics, device) for numerics in candidates]
+        left = _SECONDS - sum(step.seconds() for step in steps)  # the first ones are slow
+        seconds = fastest_in_turn([step.seconds for step in steps], rounds=_ROUNDS, limit_seconds=left)
     return choose(dict(zip(candidates, seconds, strict=True)))
 
 
@@ -125,12 +128,15 @@ class _Step:
         return time.perf_counter() - start
 
 
-def _fastest_in_turn(steps: list[_Step]) -> list[float]:
-    """The least seconds of each, taken in turn until there are enough rounds or the time is up."""
+def fastest_in_turn(
+    timed: Sequence[Callable[[], float]], *, rounds: int, limit_seconds: float = math.inf
+) -> list[float]:
+    """The least seconds that each call of `timed` returns, called in turn until there are enough rounds or time is up.
+
+    The fastest counts, since other work on the machine only ever slows one.
+    """
     start = time.perf_counter()
-    for step in steps:
-        step.seconds()
-    rounds: list[list[float]] = []
-    while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - start < _SECONDS):
-        rounds.append([step.seconds() for step in steps])
-    return [min(column) for column in zip(*rounds, strict=True)]
+    table: list[list[float]] = []
+    while len(table) < rounds and (not table or time.perf_counter() - start < limit_seconds):
+        table.append([seconds() for seconds in timed])
+    return [min(column) for column in zip(*table, strict=True)]
