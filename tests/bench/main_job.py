@@ -9,15 +9,14 @@ over all its processes of the proportional set size (shared pages are counted on
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
-from lfs.journal import FILE_NAME, Asked, Finished, Started, Told, read_events
 from tests.bench.rows import append_row
+from tests.bench.runs import LOSSEARCH, FinishedSearch
 
 SAMPLE_SECONDS = 0.5
 
@@ -50,15 +49,11 @@ def measure(executor: str, data: Path | None) -> dict[str, object]:
     """One run of the main job."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        main = "from lfs.cli import main; main()"
-        command = [sys.executable, "-c", main, "search", "--run", "job", "--set", f"executor.kind={executor}"]
+        command = [*LOSSEARCH, "search", "--run", "job", "--set", f"executor.kind={executor}"]
         wall_seconds, peak = weigh(command + (["--data", str(data.absolute())] if data else []), folder)
-        events, _ = read_events(folder / "lossearch" / "runs" / "job" / FILE_NAME)
-    started = next(event for event in events if isinstance(event, Started))
-    finished = next(event for event in events if isinstance(event, Finished))
-    outcomes = {event.trial: event.outcome for event in events if isinstance(event, Told)}
-    trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
-    entrants = {trial.name: number for number, trial in trials.items() if trial.name}
+        search = FinishedSearch.read(folder / "lossearch" / "runs" / "job")
+    started, finished, outcomes = search.started, search.finished, search.outcomes
+    entrants = {trial.name: number for number, trial in search.trials.items() if trial.name}
     if finished.winner is not None:
         entrants["winner"] = finished.winner
     metric = str(started.config["recipe"]["reward"])  # type: ignore[index, call-overload]

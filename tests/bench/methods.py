@@ -11,15 +11,14 @@ which method is better.
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lfs.journal import FILE_NAME, Asked, Finished, Started, Told, read_events
 from lfs.methods import METHODS
-from tests.bench.rows import RESULTS, append_row
+from tests.bench.rows import append_row, read_rows
+from tests.bench.runs import LOSSEARCH, FinishedSearch
 
 HORIZON_EPOCHS = 3
 SMALL = (
@@ -28,7 +27,6 @@ SMALL = (
     "numerics.dtype=float32",
     "tracking.enabled=false",
 )
-MAIN = "from lfs.cli import main; main()"
 
 
 def overrides(method: str, executor: str, epochs: int) -> list[str]:
@@ -49,7 +47,7 @@ def measure(method: str, executor: str, data: Path | None, epochs: int) -> Mappi
     """One run."""
     with tempfile.TemporaryDirectory() as name:
         folder, began = Path(name), time.monotonic()
-        command = [sys.executable, "-c", MAIN, "search", "--run", "job", "--method", method]
+        command = [*LOSSEARCH, "search", "--run", "job", "--method", method]
         command += [f"--set={each}" for each in overrides(method, executor, epochs)]
         command += ["--data", str(data.absolute())] if data else []
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -57,35 +55,30 @@ def measure(method: str, executor: str, data: Path | None, epochs: int) -> Mappi
             raise RuntimeError(f"{method} on {executor}: {done.stdout}{done.stderr}")
         wall_seconds = time.monotonic() - began
         run = folder / "lossearch" / "runs" / "job"
-        events, _ = read_events(run / FILE_NAME)
+        search = FinishedSearch.read(run)
         report_bytes = (run / "report.html").stat().st_size
-    started = next(event for event in events if isinstance(event, Started))
-    finished = next(event for event in events if isinstance(event, Finished))
-    outcomes = {event.trial: event.outcome for event in events if isinstance(event, Told)}
-    trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
-    if finished.winner is None:
+    outcomes, winner = search.outcomes, search.finished.winner
+    if winner is None:
         raise RuntimeError(f"{method} on {executor} has no winner")
-    searched = [outcomes[number] for number, trial in trials.items() if trial.role == "search"]
+    searched = [outcomes[number] for number, trial in search.trials.items() if trial.role == "search"]
     return {
         "method": method,
         "executor": executor,
-        "data": started.data["name"],
+        "data": search.started.data["name"],
         "epochs": epochs,
         "wall_seconds": round(wall_seconds, 1),
         "trials": len(searched),
         "failed": sum(outcome.error is not None for outcome in searched),
         "images": sum(outcome.images for outcome in searched),
         "images_with_baselines": sum(outcome.images for outcome in outcomes.values()),
-        "winner_reward": round(outcomes[finished.winner].reward or 0.0, 4),
+        "winner_reward": round(outcomes[winner].reward or 0.0, 4),
         "report_bytes": report_bytes,
     }
 
 
 def known() -> set[tuple[object, ...]]:
     """Which runs have a row."""
-    path = RESULTS / "methods.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(row["method"], row["executor"], row["data"]) for row in rows}
+    return {(row["method"], row["executor"], row["data"]) for row in read_rows("methods")}
 
 
 def main() -> None:
