@@ -10,10 +10,9 @@ from lfs.checkpoints import Checkpoint
 from lfs.trial import Trial
 from trainers.checkpoint import unpack_meta
 from trainers.outcome import Outcome
+from trainers.training import Result
 
 _log = logging.getLogger(__name__)
-
-Result = tuple[Outcome, Checkpoint | None]
 
 Runner = Callable[[Trial, Checkpoint | None], Result]
 """Trains one trial from a checkpoint; what executors call, wherever they are."""

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 
 from lfs.checkpoints import Checkpoint
-from lfs.executor import Completed, Executor, Job, Lost, Result
+from lfs.executor import Completed, Executor, Job, Lost
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
 from trainers.outcome import Outcome
+from trainers.training import Result
 
 PATIENCE_SECONDS = 120.0
 DOOMED = "this node will be killed"

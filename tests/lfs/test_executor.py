@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lfs.checkpoints import Checkpoint
-from lfs.executor import Attempts, Completed, Job, LockstepQueue, Lost, Result, SerialExecutor, lockstep_key
+from lfs.executor import Attempts, Completed, Job, LockstepQueue, Lost, SerialExecutor, lockstep_key
 from lfs.runner import TrainingRunner
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
@@ -15,6 +15,7 @@ from trainers import Numerics, Recipe, train
 from trainers.checkpoint import pack
 from trainers.data import DataConfig, load_task
 from trainers.outcome import Outcome
+from trainers.training import Result
 
 
 def _trial(number: int, **changes: object) -> Trial:
