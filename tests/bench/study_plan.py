@@ -1,0 +1,170 @@
+"""What the study of `tests/bench/study.py` is going to do, decided before its first row: the file's own first row.
+
+One score a data set is tested, over units. A search is a unit: what it found is retrained twice from scratch, and
+the mean of the two is its score. A loss that needs no search is a unit a seed. A difference is the mean over units of
+the one minus that of the other, tested by Welch's t-test over units; its interval comes from a bootstrap over units
+and, the same for both, over groups of test identities. `better` takes both: a p-value below .05 after Holm's correction
+over the primary contrasts, and an interval above 0. The best kind of search is chosen by the choice half of validation
+(the mean over its retrained networks), never by the test.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from search_space import LossSpec, catalog
+from trainers.recipe import RewardMetric
+
+SEARCH_SEEDS = (1, 2, 3, 4, 5)
+RETRAINS = 2
+SEEDS = tuple(range(1001, 1011))
+"""Of the baselines, and of the retrains: the k-th search has the k-th pair of them."""
+RATE_SEEDS = (901, 902)
+RATES = (0.05, 0.1, 0.2)
+"""The learning rates among which each baseline chooses by the choice half of validation; searches have .1."""
+BUDGET_EPOCHS = 8
+"""What a search may train, in horizons: as much as eight trainings."""
+POOL = 8
+RESAMPLES = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A data set of the study. `classes` None: all that have images enough to be trained on."""
+
+    data: str
+    classes: int | None
+    image_size: int
+    width: int
+    metric: RewardMetric
+    reward: RewardMetric
+
+
+SETUPS: Mapping[str, Setup] = {
+    "omniglot": Setup(
+        data="omniglot",
+        classes=300,
+        image_size=24,
+        width=16,
+        metric="tar_at_far_1e-3",
+        reward="tar_at_far_1e-3",
+    ),
+    "lfw112": Setup(
+        data="lfw112",
+        classes=None,
+        image_size=32,
+        width=16,
+        metric="tar_at_far_1e-2",
+        reward="tar_at_far_1e-2",
+    ),
+    "glyphs": Setup(
+        data="glyphs",
+        classes=None,
+        image_size=32,
+        width=16,
+        metric="tar_at_far_1e-3",
+        reward="tar_at_far_1e-3",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A kind of search: a method of the product, and what of its config differs."""
+
+    method: str
+    settings: tuple[str, ...] = ()
+    control: bool = False
+    """Controls and ablations come last, and are never the best search."""
+
+
+_GRID = ", ".join(
+    f'{{loss="cosface", parameters={{scale={scale}, margin={margin}}}}}'
+    for scale in (16.0, 32.0)
+    for margin in (0.0, 0.1, 0.2, 0.35)
+)
+_HALVING = ("search.fidelity=halving", "search.candidates=14")
+CONSTANT_GRID = "constant grid"
+SEARCH_SOFTMAX, RANDOM_SOFTMAX = "search-softmax", "random-softmax"
+
+SEARCHES: Mapping[str, Search] = {
+    CONSTANT_GRID: Search(method="", settings=("search.method=fixed_list", f"search.losses=[{_GRID}]")),
+    SEARCH_SOFTMAX: Search(method="search-softmax"),
+    RANDOM_SOFTMAX: Search(method="random-softmax"),
+    "am-lfs": Search(method="am-lfs"),
+    "tpe, halving, unified": Search(method="tpe", settings=(*_HALVING, "space.kind=unified")),
+    "evolution, halving": Search(
+        method="evolution", settings=(*_HALVING, "search.population=8", "search.tournament=3")
+    ),
+    "selection alone": Search(
+        method="",
+        settings=(
+            "search.method=selection",
+            'search.loss={loss="cosface", parameters={scale=16.0, margin=0.2}}',
+        ),
+        control=True,
+    ),
+    "search-softmax, constant rate": Search(
+        method=SEARCH_SOFTMAX, settings=("recipe.schedule=constant",), control=True
+    ),
+    "search-softmax, cool-down": Search(method=SEARCH_SOFTMAX, settings=("search.cooldown_epochs=1",), control=True),
+    "search-softmax as released": Search(method="search-softmax-released", control=True),
+}
+"""The constant grid is the tuned constant margin and scale, at the same compute as a search."""
+
+SHUFFLED, LAST = "search-softmax's schedules shuffled", "search-softmax's last losses"
+POOLED = f"constant grid, best of {POOL} seeds"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A loss that needs no search, the recipe fields in which it differs, and how many horizons it trains for."""
+
+    spec: LossSpec
+    recipe: Mapping[str, int]
+    times: int = 1
+    rates_of: str = ""
+    """Whose learning rate it takes over; empty: it chooses its own."""
+
+
+ADACOS = "adacos-dynamic"
+BASELINES: Mapping[str, Baseline] = {
+    ADACOS: Baseline(spec=catalog.get("adacos_dynamic"), recipe={}),
+    "softmax": Baseline(spec=catalog.get("softmax", scale=16.0), recipe={}),
+    "adacos-fixed": Baseline(spec=catalog.get("adacos_fixed"), recipe={}),
+    "cosface": Baseline(spec=catalog.get("cosface"), recipe={}),
+    "arcface": Baseline(spec=catalog.get("arcface"), recipe={}),
+    "p2sgrad": Baseline(spec=catalog.get("p2sgrad"), recipe={}),
+    "p2sgrad-recipe": Baseline(spec=catalog.get("p2sgrad", weight=30.0), recipe={"embedding_dim": 4096}),
+    f"{ADACOS}, 8 times as long": Baseline(
+        spec=catalog.get("adacos_dynamic"), recipe={}, times=BUDGET_EPOCHS, rates_of=ADACOS
+    ),
+    "softmax, 8 times as long": Baseline(
+        spec=catalog.get("softmax", scale=16.0), recipe={}, times=BUDGET_EPOCHS, rates_of="softmax"
+    ),
+}
+
+PRIMARY_DATA = ("omniglot", "lfw112")
+PRIMARY_RIVALS = (ADACOS, CONSTANT_GRID)
+"""Four primary contrasts: the best search against each of these on each of `PRIMARY_DATA`; all else explores."""
+
+
+def as_row(setup: Setup) -> dict[str, object]:
+    """The plan as the file's first row of a data set says it."""
+    return {
+        "kind": "plan",
+        "setup": asdict(setup),
+        "tested": f"{setup.metric} on the sealed test identities",
+        "statistics": " ".join((__doc__ or "").split()),
+        "primary": [f"best search - {rival}, on {data}" for data in PRIMARY_DATA for rival in PRIMARY_RIVALS],
+        "search_seeds": SEARCH_SEEDS,
+        "seeds": SEEDS,
+        "rate_seeds": RATE_SEEDS,
+        "rates": RATES,
+        "budget_horizons": BUDGET_EPOCHS,
+        "resamples": RESAMPLES,
+        "searches": {name: asdict(search) for name, search in SEARCHES.items()},
+        "baselines": {
+            name: {**asdict(each), "spec": each.spec.model_dump(mode="json", exclude_defaults=True)}
+            for name, each in BASELINES.items()
+        },
+    }
