@@ -1,0 +1,245 @@
+"""What the rows of the study say: the tables of `results/STUDY.md` and the pictures beside it, from the rows alone.
+
+    python -m tests.bench.study_report
+
+`tests/bench/study_plan.py` says how it is judged. U units, B resamples.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from analysis.significance import Estimate, TwoWay, Verdict, holm, verdict
+from tests.bench import study_plan as plan
+from tests.bench.rows import RESULTS, read_rows
+
+NAME = "study"
+LEVEL = 0.05
+Floats = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What is compared: its units' test scores U and how they move in the resamples of the identities, U×B."""
+
+    name: str
+    score_U: Floats
+    move_UB: Floats
+    choice: float
+    """The mean on the choice half of validation."""
+    images: float
+    """Training images of a unit: to find the loss and to train it once."""
+
+    def means(self, clusters: int) -> Floats:
+        """The mean over units in each resample of units and identities, B."""
+        rng = np.random.default_rng([len(self.score_U), *self.name.encode()])
+        two_way = TwoWay.draw(
+            seeds=len(self.score_U), resamples=self.move_UB.shape[1], clusters=clusters, level=LEVEL, rng=rng
+        )
+        return two_way.means(self.score_U, self.move_UB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """One arm minus another."""
+
+    arm: str
+    rival: str
+    difference: Estimate
+    p: float
+
+
+def interval(value_B: Floats) -> tuple[float, float]:
+    """The percentile interval."""
+    low, high = np.quantile(value_B, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
+
+
+def contrast(arm: Arm, rival: Arm, clusters: int) -> Contrast:
+    """The difference of two arms of at least two units each."""
+    low, high = interval(arm.means(clusters) - rival.means(clusters))
+    mean = float(arm.score_U.mean() - rival.score_U.mean())
+    p = float(stats.ttest_ind(arm.score_U, rival.score_U, equal_var=False).pvalue)
+    estimate = Estimate(mean=mean, low=low, high=high, n=min(len(arm.score_U), len(rival.score_U)))
+    return Contrast(arm=arm.name, rival=rival.name, difference=estimate, p=p)
+
+
+class DataSet:
+    """The rows of a data set."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.plan = next(row for row in rows if row["kind"] == "plan")
+        self.rows = [row for row in rows if row["kind"] != "plan"]
+        self.metric = str(self.plan["setup"]["metric"])
+        self.clusters = int(self.plan["clusters"])
+
+    def of(self, kind: str, name: str) -> list[Row]:
+        """The rows of a kind and name, by seed."""
+        return sorted((r for r in self.rows if (r["kind"], r["name"]) == (kind, name)), key=lambda r: int(r["seed"]))
+
+    def arms(self) -> list[Arm]:
+        """All that have two units; the units of a search are its searches, with both retrains."""
+        found = [self._retrained(name) for name in plan.SEARCHES]
+        found += [self._own_network(name) for name in (plan.SEARCH_SOFTMAX, plan.RANDOM_SOFTMAX, "selection alone")]
+        found += [self._per_seed("part", name, search=plan.SEARCH_SOFTMAX) for name in (plan.SHUFFLED, plan.LAST)]
+        found += [self._per_seed("pool", plan.POOLED, search=plan.CONSTANT_GRID)]
+        found += [self._per_seed("baseline", name) for name in plan.BASELINES]
+        return [arm for arm in found if arm is not None]
+
+    def _arm(self, name: str, groups: Iterable[Sequence[Row]], found_by: float) -> Arm | None:
+        units = [group for group in groups if group]
+        if len(units) < 2:
+            return None
+        rows = [row for group in units for row in group]
+        choices = [row["choice"][self.metric] if row["choice"] else 0.0 for row in rows]
+        return Arm(
+            name=name,
+            score_U=np.array([np.mean([row["test"][self.metric] for row in group]) for group in units]),
+            move_UB=np.array([np.mean([row["moves_1e5"] for row in group], axis=0) for group in units]) / 1e5,
+            choice=float(np.mean(choices)),
+            images=found_by + float(np.mean([row["images"] for row in rows])),
+        )
+
+    def _search_images(self, name: str) -> float:
+        rows = self.of("search", name)
+        return float(np.mean([row["images"] for row in rows])) if rows else 0.0
+
+    def _retrained(self, name: str) -> Arm | None:
+        rows = self.of("retrain", name)
+        by_search = [
+            [row for row in rows if plan.SEEDS.index(row["seed"]) // plan.RETRAINS == place]
+            for place in range(len(plan.SEARCH_SEEDS))
+        ]
+        whole = [group for group in by_search if len(group) == plan.RETRAINS]
+        return self._arm(name, whole, self._search_images(name))
+
+    def _own_network(self, name: str) -> Arm | None:
+        return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)
+
+    def _per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
+        return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
+
+    def best_search(self, arms: Sequence[Arm]) -> Arm | None:
+        """The best contender by the choice half, None while one of them lacks a search or a retrain."""
+        names = [name for name, search in plan.SEARCHES.items() if not search.control and name != plan.CONSTANT_GRID]
+        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(plan.SEARCH_SEEDS)}
+        if not set(names) <= set(whole):
+            return None
+        return max((whole[name] for name in names), key=lambda arm: arm.choice)
+
+    def table(self, arms: Sequence[Arm]) -> pd.DataFrame:
+        """One line an arm."""
+        lines = []
+        for arm in sorted(arms, key=lambda each: -float(each.score_U.mean())):
+            low, high = interval(arm.means(self.clusters))
+            lines.append(
+                {
+                    "": arm.name,
+                    "units": len(arm.score_U),
+                    "test": f"{arm.score_U.mean():.4f} [{low:.4f}, {high:.4f}]",
+                    "between units": f"{arm.score_U.std(ddof=1):.4f}",
+                    "validation, choice half": f"{arm.choice:.4f}",
+                    "images in all": f"{arm.images:,.0f}",
+                }
+            )
+        return pd.DataFrame(lines)
+
+
+def primary(sets: Mapping[str, DataSet]) -> list[tuple[str, Contrast | None, float, Verdict]]:
+    """The four primary contrasts: data set, contrast (None while rows are lacking), corrected p, verdict."""
+    found: list[tuple[str, Contrast | None]] = []
+    for data in plan.PRIMARY_DATA:
+        arms = {arm.name: arm for arm in sets[data].arms()} if data in sets else {}
+        best = sets[data].best_search(list(arms.values())) if data in sets else None
+        for rival in plan.PRIMARY_RIVALS:
+            ready = best is not None and rival in arms and len(arms[rival].score_U) >= len(plan.SEARCH_SEEDS)
+            found.append((data, contrast(best, arms[rival], sets[data].clusters) if best and ready else None))
+    corrected = holm([1.0 if each is None else each.p for _, each in found])
+    return [
+        (data, each, p, "not decided" if each is None else verdict(each.difference, p, LEVEL))
+        for (data, each), p in zip(found, corrected, strict=True)
+    ]
+
+
+def pipes(frame: pd.DataFrame) -> str:
+    """The table in Markdown."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def primary_table(sets: Mapping[str, DataSet]) -> pd.DataFrame:
+    """The primary contrasts as text."""
+    lines = []
+    for (data, each, p, said), rival in zip(primary(sets), plan.PRIMARY_RIVALS * 2, strict=True):
+        if each is None:
+            lines.append({"data": data, "contrast": f"best search − {rival}", "difference": "rows are lacking"})
+            continue
+        d = each.difference
+        text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+        lines.append(
+            {
+                "data": data,
+                "contrast": f"{each.arm} − {each.rival}",
+                "difference": text,
+                "p": f"{each.p:.3g}",
+                "Holm": f"{p:.3g}",
+                "the search is": said,
+            }
+        )
+    return pd.DataFrame(lines).fillna("–")
+
+
+def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
+    """Every search against AdaCos and the constant grid, uncorrected."""
+    by_name = {arm.name: arm for arm in arms}
+    lines = []
+    for arm in arms:
+        if arm.name in plan.BASELINES or arm.name == plan.CONSTANT_GRID:
+            continue
+        line: dict[str, object] = {"": arm.name}
+        for rival in plan.PRIMARY_RIVALS:
+            if rival in by_name:
+                d = contrast(arm, by_name[rival], data.clusters).difference
+                line[f"− {rival}"] = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def data_sets() -> dict[str, DataSet]:
+    """Those that have rows."""
+    rows = read_rows(NAME)
+    names = dict.fromkeys(row["data"] for row in rows)
+    return {name: DataSet([row for row in rows if row["data"] == name]) for name in names}
+
+
+def page(sets: Mapping[str, DataSet]) -> str:
+    """`STUDY.md`."""
+    parts = ["# Does searching pay?", "Written by `python -m tests.bench.study_report`; do not edit."]
+    parts += ["## The primary contrasts", pipes(primary_table(sets))]
+    for name, data in sets.items():
+        arms = data.arms()
+        done = f"{len(data.rows)} rows, {sum(row['images'] for row in data.rows):,} training images in all"
+        parts += [f"## {name}: {data.metric}", f"{done}."]
+        if arms:
+            parts += [pipes(data.table(arms)), "Differences, exploratory, not corrected:"]
+            parts += [pipes(exploratory_table(data, arms))]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    text = page(data_sets())
+    (RESULTS / "STUDY.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
