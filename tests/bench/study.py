@@ -120,12 +120,12 @@ def search_of(seed: int) -> int:
     return plan.SEARCH_SEEDS[plan.SEEDS.index(seed) // plan.RETRAINS]
 
 
-def chosen_rate(rows: Iterable[Row], name: str, metric: str) -> float | None:
+def chosen_rate(rows: Iterable[Row], name: str, reward: str) -> float | None:
     """The best learning rate of a baseline on the choice half, None while rows are lacking."""
     scores: dict[float, list[float]] = {}
     for row in rows:
         if row["kind"] == "rate" and row["name"] == name:
-            scores.setdefault(row["rate"], []).append(row["choice"][metric] if row["choice"] else 0.0)
+            scores.setdefault(row["rate"], []).append(row["choice"][reward] if row["choice"] else 0.0)
     if any(len(scores.get(rate, [])) < len(plan.RATE_SEEDS) for rate in plan.RATES):
         return None
     return max(sorted(scores), key=lambda rate: float(np.mean(scores[rate])))
@@ -211,7 +211,7 @@ class Study:
 
     def _baseline(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         baseline = plan.BASELINES[unit.name]
-        rate = chosen_rate(rows, baseline.rates_of or unit.name, self._setup.metric)
+        rate = chosen_rate(rows, baseline.rates_of or unit.name, self._setup.reward)
         if rate is None:
             return None
         changes = {
@@ -248,7 +248,7 @@ class Study:
         contents = [
             self._training(found, seed, {}) for seed in (unit.seed, *range(unit.seed + 100, unit.seed + 99 + plan.POOL))
         ]
-        best = max(contents, key=lambda each: each["choice"][self._setup.metric] if each["choice"] else -1.0)
+        best = max(contents, key=lambda each: each["choice"][self._setup.reward] if each["choice"] else -1.0)
         return {**best, **{key: sum(each[key] for each in contents) for key in ("images", "seconds")}}
 
     def _training(
@@ -330,7 +330,7 @@ def _key(row: Row) -> tuple[object, ...]:
 
 
 def _written(schedule: LossSchedule) -> object:
-    return schedule.model_dump(mode="json", exclude_defaults=True)
+    return schedule.model_dump(mode="json")
 
 
 def _scored(outcome: Outcome) -> dict[str, Any]:

@@ -4,8 +4,12 @@ One score a data set is tested, over units. A search is a unit: what it found is
 the mean of the two is its score. A loss that needs no search is a unit a seed. A difference is the mean over units of
 the one minus that of the other, tested by Welch's t-test over units; its interval comes from a bootstrap over units
 and, the same for both, over groups of test identities. `better` takes both: a p-value below .05 after Holm's correction
-over the primary contrasts, and an interval above 0. The best kind of search is chosen by the choice half of validation
-(the mean over its retrained networks), never by the test.
+over the primary contrasts, and an interval above 0. The best kind of search is chosen by the tested score on the choice
+half of validation (the mean over its retrained networks), never by the test.
+
+Rewards are rank-1, on omniglot because of `results/fidelity.jsonl` as it stood after 12 of its 24 losses: there rank-1
+on one half of validation agreed better with TAR@1e-3 on the other half than TAR@1e-3 itself; on the others because of
+omniglot. A winner and a learning rate are chosen by the reward on the choice half.
 """
 
 from collections.abc import Mapping
@@ -20,7 +24,7 @@ SEEDS = tuple(range(1001, 1011))
 """Of the baselines, and of the retrains: the k-th search has the k-th pair of them."""
 RATE_SEEDS = (901, 902)
 RATES = (0.05, 0.1, 0.2)
-"""The learning rates among which each baseline chooses by the choice half of validation; searches have .1."""
+"""The learning rates among which each baseline chooses, two trainings each; searches have .1."""
 BUDGET_EPOCHS = 8
 """What a search may train, in horizons: as much as eight trainings."""
 POOL = 8
@@ -46,7 +50,7 @@ SETUPS: Mapping[str, Setup] = {
         image_size=24,
         width=16,
         metric="tar_at_far_1e-3",
-        reward="tar_at_far_1e-3",
+        reward="rank1",
     ),
     "lfw112": Setup(
         data="lfw112",
@@ -54,7 +58,7 @@ SETUPS: Mapping[str, Setup] = {
         image_size=32,
         width=16,
         metric="tar_at_far_1e-2",
-        reward="tar_at_far_1e-2",
+        reward="rank1",
     ),
     "glyphs": Setup(
         data="glyphs",
@@ -62,7 +66,7 @@ SETUPS: Mapping[str, Setup] = {
         image_size=32,
         width=16,
         metric="tar_at_far_1e-3",
-        reward="tar_at_far_1e-3",
+        reward="rank1",
     ),
 }
 
@@ -91,7 +95,7 @@ SEARCHES: Mapping[str, Search] = {
     SEARCH_SOFTMAX: Search(method="search-softmax"),
     RANDOM_SOFTMAX: Search(method="random-softmax"),
     "am-lfs": Search(method="am-lfs"),
-    "tpe, halving, unified": Search(method="tpe", settings=(*_HALVING, "space.kind=unified")),
+    "tpe, halving, unified": Search(method="tpe", settings=(*_HALVING, "search.startup=6", "space.kind=unified")),
     "evolution, halving": Search(
         method="evolution", settings=(*_HALVING, "search.population=8", "search.tournament=3")
     ),
@@ -106,7 +110,9 @@ SEARCHES: Mapping[str, Search] = {
     "search-softmax, constant rate": Search(
         method=SEARCH_SOFTMAX, settings=("recipe.schedule=constant",), control=True
     ),
-    "search-softmax, cool-down": Search(method=SEARCH_SOFTMAX, settings=("search.cooldown_epochs=1",), control=True),
+    "search-softmax, cool-down": Search(
+        method=SEARCH_SOFTMAX, settings=("search.cooldown_epochs=1", "search.batch=4"), control=True
+    ),
     "search-softmax as released": Search(method="search-softmax-released", control=True),
 }
 """The constant grid is the tuned constant margin and scale, at the same compute as a search."""
@@ -164,7 +170,6 @@ def as_row(setup: Setup) -> dict[str, object]:
         "resamples": RESAMPLES,
         "searches": {name: asdict(search) for name, search in SEARCHES.items()},
         "baselines": {
-            name: {**asdict(each), "spec": each.spec.model_dump(mode="json", exclude_defaults=True)}
-            for name, each in BASELINES.items()
+            name: {**asdict(each), "spec": each.spec.model_dump(mode="json")} for name, each in BASELINES.items()
         },
     }
