@@ -27,7 +27,7 @@ from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Scored,
 from lfs.launch import Plan, read_search, workspace_of
 from search_space.frozen import FrozenModel
 from trainers.data import load_task, sealed_class_sizes
-from trainers.image_folder import DataError
+from trainers.image_source import DataError
 from trainers.recipe import Recipe, RewardMetric
 
 FOLDER = "compare"

@@ -34,7 +34,7 @@ from lfs.search import replay, search
 from lfs.sources import versions
 from lfs.winner import best_at_horizon
 from trainers.data import load_task
-from trainers.image_folder import DataError
+from trainers.image_source import DataError
 from trainers.lockstep import probe_lockstep
 from trainers.numerics import probe
 from trainers.presets import recipe_defaults
@@ -95,7 +95,7 @@ class Plan:
 def plan_new(config: RunConfig, run_dir: Path) -> Plan:
     """Load the data and check that the parts fit. Writes nothing but the image cache.
 
-    Raises `ConfigError` or `trainers.image_folder.DataError`.
+    Raises `ConfigError` or `trainers.image_source.DataError`.
     """
     if (run_dir / FILE_NAME).exists():
         raise _holds_a_search(run_dir)

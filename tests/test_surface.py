@@ -27,7 +27,7 @@ def test_the_public_surface_is_a_sorted_list_without_accidents(name: str) -> Non
     assert {key for key in listed if not inspect.ismodule(getattr(package, key))} == public
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["data", "proxy", "--help"]])
 def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = f"""
 import sys

@@ -2,7 +2,7 @@
 
 from trainers.data import DataConfig, load_sealed_test, load_task
 from trainers.evaluation import embeddings
-from trainers.image_folder import DataError
+from trainers.image_source import DataError
 from trainers.lockstep import probe_lockstep
 from trainers.networks import build_network
 from trainers.numerics import probe

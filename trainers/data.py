@@ -1,4 +1,4 @@
-"""From a data setting to a `Task`: the embedded glyphs, or an image folder decoded, split and checked."""
+"""From a data setting to a `Task`: the embedded glyphs, or an image set decoded, split and checked."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,11 @@ from pydantic import Field
 
 from search_space.frozen import FrozenModel
 from trainers import presets
+from trainers.formats.opening import open_images, set_name
 from trainers.glyphs import GlyphStyle, glyphs
 from trainers.image_cache import Colour, decode, decode_image
-from trainers.image_folder import DataError, ImageFolder, name_hash, open_image_folder
+from trainers.image_source import DataError, ImageSource
+from trainers.splits import name_hash
 from trainers.task import Kind, LabelledImages, Task
 
 EMBEDDED_NAME = "glyphs"
@@ -27,10 +29,10 @@ _DRAWING_SHARE = 0.8
 class DataConfig(FrozenModel):
     """Which images a search learns from.
 
-    `path` is an image folder or zip, None the embedded glyphs. `kind` is what the images look like, `auto` to find out;
-    the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image folder, training classes
-    with fewer than `min_images_per_class` images are left out; validation keeps all, one-image classes serving as
-    impostors. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class into or
+    `path` is an image set in any known format, None the embedded glyphs. `kind` is what the images look like, `auto`
+    to find out; the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image set, training
+    classes with fewer than `min_images_per_class` images are left out; validation keeps all, one-image classes serving
+    as impostors. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class into or
     out of the test split.
     """
 
@@ -53,11 +55,11 @@ def load_task(config: DataConfig, *, cache_dir: Path) -> Task:
     decoded = _decode_task(config, config.path, cache_dir)
     parts, first = {}, 0
     for part, classes in decoded.classes.items():
-        labels_N = _labels(decoded.folder, classes)
+        labels_N = _labels(decoded.source, classes)
         images_NCHW = np.array(decoded.images[first : first + len(labels_N)])
         parts[part] = LabelledImages(images=images_NCHW, labels=labels_N)
         first += len(labels_N)
-    return _task(decoded.folder.path.resolve().name.removesuffix(".zip"), decoded.kind, parts)
+    return _task(set_name(decoded.source.path), decoded.kind, parts)
 
 
 def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
@@ -68,8 +70,8 @@ def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
     if config.path is None:
         style = GlyphStyle()
         return {f"glyph{index:03d}": style.held_out_images_each for index in range(style.held_out_identities)}
-    folder = open_image_folder(config.path)
-    sizes = {name: len(folder.files[name]) for name in folder.classes("test")}
+    source = open_images(config.path)
+    sizes = {name: len(source.files[name]) for name in source.classes("test")}
     if len(sizes) < 2 or max(sizes.values()) < 2:
         raise DataError(f"the test split of {config.path} needs two classes or more, one of them with two images")
     return sizes
@@ -84,31 +86,31 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
     if config.path is None:
         return glyphs("test", seed=config.seed, image_size=config.image_size or presets.image_size("drawing"))
     decoded = _decode_task(config, config.path, cache_dir)
-    folder, (_, channels, image_size, _) = decoded.folder, decoded.images.shape
+    source, (_, channels, image_size, _) = decoded.source, decoded.images.shape
     colour: Colour = "grey" if channels == 1 else "rgb"
-    names = _names(folder, classes)
-    images_NCHW = decode(folder, names, image_size=image_size, colour=colour, cache_dir=cache_dir)
-    return LabelledImages(images=np.array(images_NCHW), labels=_labels(folder, classes))
+    names = source.names(classes)
+    images_NCHW = decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir)
+    return LabelledImages(images=np.array(images_NCHW), labels=_labels(source, classes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoded:
-    """An image folder's classes of `train`, `reward` and `choice`, and their images in that order."""
+    """An image set's classes of `train`, `reward` and `choice`, and their images in that order."""
 
-    folder: ImageFolder
+    source: ImageSource
     classes: Mapping[str, Sequence[str]]
     kind: Kind
     images: npt.NDArray[np.uint8]
 
 
 def _decode_task(config: DataConfig, path: Path, cache_dir: Path) -> _Decoded:
-    folder = open_image_folder(path)
-    classes = _task_classes(folder, config)
-    kind = _kind(folder, classes["train"], config)
-    names = [name for of_part in classes.values() for name in _names(folder, of_part)]
+    source = open_images(path)
+    classes = task_classes(source, min_images_per_class=config.min_images_per_class, seed=config.seed)
+    kind = _kind(source, classes["train"], config)
+    names = [name for of_part in classes.values() for name in source.names(of_part)]
     image_size = config.image_size or presets.image_size(kind)
-    images = decode(folder, names, image_size=image_size, colour="auto", cache_dir=cache_dir)
-    return _Decoded(folder=folder, classes=classes, kind=kind, images=images)
+    images = decode(source, names, image_size=image_size, colour="auto", cache_dir=cache_dir)
+    return _Decoded(source=source, classes=classes, kind=kind, images=images)
 
 
 def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages]) -> Task:
@@ -127,22 +129,22 @@ def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages]) -> Task:
     )
 
 
-def _task_classes(folder: ImageFolder, config: DataConfig) -> dict[str, list[str]]:
-    """The classes of `train`, `reward` and `choice`, each sorted."""
-    train = [name for name in folder.classes("train") if len(folder.files[name]) >= config.min_images_per_class]
+def task_classes(source: ImageSource, *, min_images_per_class: int, seed: int) -> dict[str, list[str]]:
+    """The classes of `train`, `reward` and `choice`, each sorted. Raises `DataError` where they are too few."""
+    train = [name for name in source.classes("train") if len(source.files[name]) >= min_images_per_class]
     if len(train) < 2:
-        largest = max((len(folder.files[name]) for name in folder.classes("train")), default=0)
+        largest = max((len(source.files[name]) for name in source.classes("train")), default=0)
         raise DataError(
-            f"the train split of {config.path} needs two classes or more with at least min_images_per_class="
-            f"{config.min_images_per_class} images, but has {len(train)} (its largest class has {largest})"
+            f"the train split of {source.path} needs two classes or more with at least min_images_per_class="
+            f"{min_images_per_class} images, but has {len(train)} (its largest class has {largest})"
         )
-    counts = {name: len(folder.files[name]) for name in folder.classes("val")}
-    halves = _halves(counts, config.seed)
+    counts = {name: len(source.files[name]) for name in source.classes("val")}
+    halves = _halves(counts, seed)
     for half in halves:
         if len(half) < 2 or max(counts[name] for name in half) < 2:
             pairable = sum(count > 1 for count in counts.values())
             raise DataError(
-                f"the val split of {config.path} needs four classes or more, two of them with two images, "
+                f"the val split of {source.path} needs four classes or more, two of them with two images, "
                 f"but has {len(counts)} classes, {pairable} with two images"
             )
     return {"train": train, "reward": halves[0], "choice": halves[1]}
@@ -154,15 +156,15 @@ def _halves(counts: Mapping[str, int], seed: int) -> tuple[list[str], list[str]]
     return sorted(ordered[::2]), sorted(ordered[1::2])
 
 
-def _names(folder: ImageFolder, classes: Sequence[str]) -> list[str]:
-    return [name for class_name in classes for name in folder.files[class_name]]
+def _names(source: ImageSource, classes: Sequence[str]) -> list[str]:
+    return [name for class_name in classes for name in source.files[class_name]]
 
 
-def _labels(folder: ImageFolder, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    return np.repeat(np.arange(len(classes), dtype=np.int64), [len(folder.files[name]) for name in classes])
+def _labels(source: ImageSource, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.repeat(np.arange(len(classes), dtype=np.int64), [len(source.files[name]) for name in classes])
 
 
-def _kind(folder: ImageFolder, train_classes: Sequence[str], config: DataConfig) -> Kind:
+def _kind(source: ImageSource, train_classes: Sequence[str], config: DataConfig) -> Kind:
     """The kind set, or what a sample of the training images looks like.
 
     A drawing is grey and nearly all of its pixels are near black or white: in Omniglot all are, in handwritten digits
@@ -170,10 +172,10 @@ def _kind(folder: ImageFolder, train_classes: Sequence[str], config: DataConfig)
     """
     if config.kind != "auto":
         return config.kind
-    names = _names(folder, train_classes)
+    names = source.names(train_classes)
     sample = names[:: -(-len(names) // _SNIFFED_IMAGES)]
     shares = []
-    with folder.reader() as read:
+    with source.reader() as read:
         for name in sample:
             pixels = decode_image(read(name), name, image_size=None, colour="auto")
             if pixels.ndim == 3:

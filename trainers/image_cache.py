@@ -21,7 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainers.image_folder import DataError, ImageFolder
+from trainers.image_source import DataError, ImageSource
 
 Colour = Literal["auto", "grey", "rgb"]
 """`auto` is grey when every image is, else RGB."""
@@ -33,13 +33,13 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def decode(
-    folder: ImageFolder, names: Sequence[str], *, image_size: int, colour: Colour, cache_dir: Path
+    source: ImageSource, names: Sequence[str], *, image_size: int, colour: Colour, cache_dir: Path
 ) -> UInt8Array:
     """The named images, read-only N×C×H×W with C of 1 or 3 and H = W = `image_size`, from the cache if they are in it.
 
     Raises `DataError` for an image that cannot be read or decoded, and for a cache that cannot be used.
     """
-    recipe = [_DECODER_VERSION, image_size, colour, folder.fingerprints(names)]
+    recipe = [_DECODER_VERSION, image_size, colour, source.fingerprints(names)]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     target = cache_dir / digest
     try:
@@ -47,7 +47,7 @@ def decode(
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(cache_dir / f"{digest}.lock"):
                 if not target.exists():
-                    _save(_decode_all(folder, names, image_size=image_size, colour=colour), target)
+                    _save(_decode_all(source, names, image_size=image_size, colour=colour), target)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -72,9 +72,9 @@ def _save(images: UInt8Array, target: Path) -> None:
     partial_dir.rename(target)
 
 
-def _decode_all(folder: ImageFolder, names: Sequence[str], *, image_size: int, colour: Colour) -> UInt8Array:
+def _decode_all(source: ImageSource, names: Sequence[str], *, image_size: int, colour: Colour) -> UInt8Array:
     """The named images decoded in parallel: N×C×H×W."""
-    with folder.reader() as read, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with source.reader() as read, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         decode_one = partial(decode_image, image_size=image_size, colour=colour)
         images = list(pool.map(lambda name: decode_one(read(name), name), names))
     channels = 3 if any(image.ndim == 3 for image in images) else 1

@@ -22,6 +22,7 @@ COMMANDS = {
     "dashboard": ["[RUN]", "--port"],
     "losses": ["[NAME]", "--set", "--plot", "--classes", "--json"],
     "export": ["RUN", "--output"],
+    "data": ["info", "proxy"],
 }
 ENTRANTS = ("adacos-dynamic", "adacos-fixed", "p2sgrad", "p2sgrad-recipe", "softmax", "constant-margin")
 

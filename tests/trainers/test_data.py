@@ -10,7 +10,8 @@ from PIL import Image
 
 from trainers import image_cache, presets
 from trainers.data import DataConfig, load_sealed_test, load_task
-from trainers.image_folder import DataError, open_image_folder
+from trainers.formats.opening import open_images
+from trainers.image_source import DataError
 from trainers.recipe import Recipe
 from trainers.task import Kind
 
@@ -60,7 +61,7 @@ def test_an_image_folder_becomes_a_task_with_dense_labels_and_disjoint_halves(tm
         assert type(part.images) is np.ndarray
     images = np.concatenate([task.train.images, task.reward.images, task.choice.images]).reshape(60, -1)
     assert len(np.unique(images, axis=0)) == 60
-    files = open_image_folder(folder).files["class03"]
+    files = open_images(folder).files["class03"]
     expected = Image.open(folder / files[2]).resize((48, 48), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(task.train.images[3 * 4 + 2, 0], np.asarray(expected))
 

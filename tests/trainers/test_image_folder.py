@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from trainers.data import DataConfig, load_task
-from trainers.image_folder import DataError, open_image_folder
+from trainers.formats.opening import open_images
+from trainers.image_source import DataError
 
 CLASSES = {f"class{index:02d}": 4 for index in range(12)}
 SPLIT = {name: ("train", "val", "test")[index // 4] for index, name in enumerate(CLASSES)}
@@ -60,7 +61,7 @@ def test_a_folder_its_zip_and_a_folder_with_the_zip_are_the_same_set(tmp_path: P
         tmp_path / "kept" / "set.zip",
     ]
     (tmp_path / "kept" / "split.csv").write_bytes(split_csv(SPLIT))
-    opened = [open_image_folder(place) for place in places]
+    opened = [open_images(place) for place in places]
     assert {tuple(one.files.items()) for one in opened} == {tuple(opened[0].files.items())}
     assert [one.splits for one in opened] == [SPLIT] * 4
     names = [name for of_class in opened[0].files.values() for name in of_class]
@@ -71,20 +72,20 @@ def test_the_desktops_files_are_passed_over(tmp_path: Path) -> None:
     litter = ("images/.DS_Store", "images/class00/Thumbs.db", "images/class00/._0.png", "__MACOSX/images/x", "README")
     contents = files() | dict.fromkeys(litter, b"?")
     folder, zipped = write_folder(tmp_path / "a", contents), write_zip(tmp_path / "b.zip", contents)
-    assert open_image_folder(folder).files == open_image_folder(zipped).files
-    assert {name: len(of_class) for name, of_class in open_image_folder(folder).files.items()} == CLASSES
+    assert open_images(folder).files == open_images(zipped).files
+    assert {name: len(of_class) for name, of_class in open_images(folder).files.items()} == CLASSES
 
 
 def test_without_a_table_the_names_alone_decide_the_split(tmp_path: Path) -> None:
     many = {f"person {index}": 2 for index in range(100)} | {f"stranger {index}": 1 for index in range(100)}
-    folder = open_image_folder(write_folder(tmp_path / "a", files(many)))
+    folder = open_images(write_folder(tmp_path / "a", files(many)))
     sizes = {split: len(folder.classes(split)) for split in ("train", "val", "test")}
     assert sizes == {"train": 140, "val": 30, "test": 30}
     for split in ("train", "val", "test"):
         strangers = sum(name.startswith("stranger") for name in folder.classes(split))
         assert strangers == len(folder.classes(split)) / 2
     more_images = {name: count + 1 for name, count in many.items() if count == 2}
-    again = open_image_folder(write_folder(tmp_path / "b", files(many | more_images)))
+    again = open_images(write_folder(tmp_path / "b", files(many | more_images)))
     assert again.splits == folder.splits
 
 
@@ -205,5 +206,18 @@ def test_a_folder_without_permission_gets_a_sentence(tmp_path: Path) -> None:
     folder = _good(tmp_path / "set")
     (folder / "images").chmod(0)
     with pytest.raises(DataError, match="cannot be listed"):
-        open_image_folder(folder)
+        open_images(folder)
     (folder / "images").chmod(0o755)
+
+
+def test_class_folders_alone_are_the_same_set_as_in_an_images_folder(tmp_path: Path) -> None:
+    usual = _good(tmp_path / "usual")
+    plain = write_folder(
+        tmp_path / "plain", {name.removeprefix("images/"): content for name, content in files().items()}
+    )
+    (plain / "split.csv").write_bytes(split_csv(SPLIT))
+    (plain / "README.txt").write_text("what is here")
+    assert (open_images(plain).files, open_images(plain).splits) == (open_images(usual).files, SPLIT)
+    tasks = [load_task(DataConfig(path=path), cache_dir=tmp_path / "cache") for path in (usual, plain)]
+    assert tasks[0].digest == tasks[1].digest
+    assert len([entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]) == 1

@@ -1,0 +1,148 @@
+"""`lossearch data`: look at image sets and make others of them, without a search."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lfs.errors import UserError
+
+if TYPE_CHECKING:
+    from trainers.image_source import ImageSource
+    from trainers.survey import Survey
+
+data_app = typer.Typer(
+    help="Look at image sets, and make smaller ones of them.", no_args_is_help=True, rich_markup_mode=None
+)
+out = Console(highlight=False, markup=False)
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="An image set: a folder or a zip.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="What to write: FILE.zip, or else a folder.")]
+
+_SHOWN = 10
+"""How many suspicious images and duplicates `info` names."""
+
+
+@data_app.command()
+def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="An image set: a folder or a zip.")]) -> None:
+    """What is in an image set, what is suspicious about it, and how a search would split it."""
+    from trainers.formats.opening import find_images
+    from trainers.image_source import DataError
+    from trainers.splits import with_splits
+    from trainers.survey import survey
+
+    with _refusals():
+        found = find_images(path)
+        images = sum(map(len, found.files.values()))
+        with _progress("looking at the images", images) as advance:
+            seen = survey(found, on_image=advance)
+    out.print(
+        f"{found.path}: {seen.images:,} images of {seen.identities:,} identities, as {found.format}", soft_wrap=True
+    )
+    _show_survey(seen)
+    try:
+        _show_splits(with_splits(found))
+    except DataError as error:
+        out.print(f"splits: {error}", soft_wrap=True)
+
+
+def _show_survey(seen: "Survey") -> None:
+    table = Table("images of an identity", "identities", box=None, pad_edge=False)
+    for images, identities in seen.images_per_identity.items():
+        table.add_row(images, f"{identities:,}")
+    out.print(table)
+    largest = sorted(seen.sizes.items(), key=lambda item: -item[1])[:3]
+    sizes = ", ".join(f"{width}×{height} ({count:,})" for (width, height), count in largest)
+    more = f" and {len(seen.sizes) - len(largest)} more" if len(seen.sizes) > len(largest) else ""
+    out.print(f"sizes in pixels: {sizes or 'none'}{more}; in colour: {seen.coloured:,}", soft_wrap=True)
+    repeated = sum(len(same) - 1 for same in seen.duplicates)
+    out.print(f"images that repeat another byte for byte: {repeated:,}", soft_wrap=True)
+    _show_some([" = ".join(same) for same in seen.duplicates])
+    out.print(f"suspicious: {len(seen.suspicious):,}", soft_wrap=True)
+    _show_some([text if name in text else f"{name} {text}" for name, text in seen.suspicious.items()])
+
+
+def _show_some(lines: Sequence[str]) -> None:
+    out.print(*(f"  {line}" for line in lines[:_SHOWN]), sep="\n", end="\n" if lines else "", soft_wrap=True)
+    if len(lines) > _SHOWN:
+        out.print(f"  and {len(lines) - _SHOWN:,} more")
+
+
+def _show_splits(source: "ImageSource") -> None:
+    from trainers.image_source import SPLITS
+
+    table = Table("split", "identities", "with 2+ images", "with 4+", "images", box=None, pad_edge=False)
+    for split in SPLITS:
+        sizes = [len(source.files[name]) for name in source.classes(split)]
+        shown = (len(sizes), sum(size > 1 for size in sizes), sum(size > 3 for size in sizes), sum(sizes))
+        table.add_row(split, *(f"{number:,}" for number in shown))
+    out.print(table)
+
+
+@data_app.command()
+def proxy(
+    source: Source,
+    target: Target,
+    identities: Annotated[int, typer.Option(min=2, help="Training identities to keep.")],
+    images: Annotated[int, typer.Option(min=2, help="Images to keep of each, at most.")],
+    min_images: Annotated[int, typer.Option(min=1, help="Only training identities with so many images.")] = 4,
+    val_identities: Annotated[int | None, typer.Option(min=4, help="Default: all.")] = None,
+    val_images: Annotated[int | None, typer.Option(min=2, help="Of each, at most; default: all.")] = None,
+    test_identities: Annotated[int | None, typer.Option(min=2, help="Default: all.")] = None,
+    test_images: Annotated[int | None, typer.Option(min=2, help="Of each, at most; default: all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which identities and images are drawn.")] = 0,
+) -> None:
+    """Write a smaller set that stands for a large one: fewer identities, fewer images of each.
+
+    Identities are drawn evenly over class sizes and, where classes are named <group>__<class>, over groups. Validation
+    and test identities stay as they are unless you say otherwise.
+    """
+    from trainers.formats.opening import open_images
+    from trainers.image_source import Split
+    from trainers.proxy_set import Share, proxy_of
+
+    shares: Mapping[Split, Share] = {
+        "train": Share(identities=identities, images=images, min_images=min_images),
+        "val": Share(identities=val_identities, images=val_images),
+        "test": Share(identities=test_identities, images=test_images),
+    }
+    with _refusals():
+        smaller = proxy_of(open_images(source), shares, seed=seed)
+        _write(smaller, target)
+    _show_splits(smaller)
+    largest = max(len(smaller.files[name]) for name in smaller.classes("train"))
+    if largest < min_images:
+        out.print(f"search it with --set data.min_images_per_class={largest}")
+    out.print(f"written: {target}", soft_wrap=True)
+
+
+def _write(source: "ImageSource", target: Path) -> None:
+    from trainers.formats.writing import write_images
+
+    with _progress("writing the images", len(source.names(source.files))) as advance:
+        write_images(source, target, on_image=advance)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What is wrong with the data is the user's to mend."""
+    from trainers.image_source import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise UserError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar that what is yielded moves by one image; gone at the end."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda _: bar.advance(task)

@@ -1,0 +1,99 @@
+"""`lossearch data` from end to end: what it says, what it writes, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
+from tests.lfs.test_bad_input import refused
+from trainers.formats.opening import open_images
+
+
+def rows(printed: str) -> list[list[str]]:
+    return [line.split() for line in printed.splitlines()]
+
+
+def test_info_counts_identities_images_and_splits(shapes: Path) -> None:
+    done = lossearch("data", "info", shapes)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{shapes}: 96 images of 16 identities, as folder\n")
+    assert "sizes in pixels: 20×20 (96); in colour: 0" in done.out
+    for row in (["4-7", "16"], ["train", "8", "8", "8", "48"], ["val", "4", "4", "4", "24"]):
+        assert row in rows(done.out)
+    assert "suspicious: 0" in done.out
+
+
+def test_info_names_what_is_damaged_small_flat_or_twice_there(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape01" / "copy.png").write_bytes((images / "shape02" / "3.png").read_bytes())
+    (images / "shape01" / "torn.png").write_bytes((images / "shape02" / "3.png").read_bytes()[:60])
+    done = lossearch("data", "info", "set")
+    assert done.code == 0, done.err
+    assert "byte for byte: 1\n  images/shape01/copy.png = images/shape02/3.png" in done.out
+    assert "suspicious: 1\n  images/shape01/torn.png is not an image or is damaged" in done.out
+
+
+def test_info_says_why_a_set_cannot_be_split(here: Path) -> None:
+    (draw_images(here / "set") / "split.csv").write_text("class,split\nshape00,train\n", encoding="utf-8")
+    done = lossearch("data", "info", "set")
+    assert done.code == 0
+    assert "splits: split.csv does not name class 'shape01'" in done.out
+
+
+def test_a_proxy_keeps_what_is_held_out_and_can_be_searched_on(shapes: Path, here: Path) -> None:
+    sizes = ("--identities", "5", "--images", "4")
+    done = lossearch("data", "proxy", shapes, "small.zip", *sizes)
+    assert done.code == 0, done.err
+    assert ["train", "5", "5", "5", "20"] in rows(done.out)
+    whole, small = open_images(shapes), open_images(here / "small.zip")
+    for split in ("val", "test"):
+        kept = whole.names(whole.classes(split))
+        assert small.fingerprints(small.names(small.classes(split))) == whole.fingerprints(kept)
+    trained = small.names(small.classes("train"))
+    assert small.fingerprints(trained) == whole.fingerprints(trained)
+    assert lossearch("data", "proxy", shapes, "small", *sizes).code == 0
+    folder = open_images(here / "small")
+    assert (folder.files, folder.splits) == (small.files, small.splits)
+    assert lossearch("search", "--data", "small.zip", "--run", "space/runs/mine", *TINY_SEARCH).code == 0
+
+
+def test_a_proxy_of_few_images_says_how_to_search_it(shapes: Path, here: Path) -> None:
+    done = lossearch("data", "proxy", shapes, "small", "--identities", "5", "--images", "2", "--val-images", "3")
+    assert "search it with --set data.min_images_per_class=2" in done.out
+    assert ["val", "4", "4", "0", "12"] in rows(done.out)
+    assert ["test", "4", "4", "4", "24"] in rows(done.out)
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "missing set": (["info", "absent"], ["no file or folder absent"]),
+    "more identities than there are": (
+        ["proxy", "SHAPES", "small", "--identities", "9", "--images", "4"],
+        ["train split", "has 8 identities", "at least 4 images", "9 are asked for"],
+    ),
+    "a name that is taken": (["proxy", "SHAPES", "mine", "--identities", "5", "--images", "4"], ["mine is there"]),
+    "a place below a file": (
+        ["proxy", "SHAPES", "mine/small", "--identities", "5", "--images", "4"],
+        ["mine/small cannot be written"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_refused_with_one_sentence_and_nothing_is_written(
+    name: str, shapes: Path, here: Path
+) -> None:
+    (here / "mine").write_text("kept", encoding="utf-8")
+    arguments, words = REFUSED[name]
+    given = [str(shapes) if argument == "SHAPES" else argument for argument in arguments]
+    refused(lossearch("data", *given), *words)
+    assert contents(here) == {"mine": b"kept"}
+
+
+def test_a_damaged_image_ends_a_proxy_and_leaves_nothing(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape15" / "9.png").symlink_to(images / "nowhere.png")
+    before = contents(here)
+    done: Result = lossearch("data", "proxy", "set", "new/small.zip", "--identities", "5", "--images", "4")
+    refused(done, "images/shape15/9.png", "cannot be read")
+    assert contents(here).keys() - before.keys() <= {"new"}
+    assert len(SPLIT) == 16

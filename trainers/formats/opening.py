@@ -1,0 +1,58 @@
+"""Which format a path is in, by what lies there."""
+
+from pathlib import Path
+
+from trainers.image_folder import find_in_folder, find_in_zip, holds_class_folders
+from trainers.image_source import LAYOUT, DataError, FoundImages, ImageSource
+from trainers.splits import with_splits
+
+FILE_ENDINGS = (".zip",)
+
+
+def open_images(path: Path) -> ImageSource:
+    """The image set at `path`, in whichever format, with its splits.
+
+    A `split.csv` in it or beside it (columns `class` and `split`; train, val or test) says which class is in which
+    split, else the format itself. Where neither does, the hash of the class name does: 70 % train, 15 % val, 15 % test.
+
+    Raises `DataError` for everything that cannot be used.
+    """
+    return with_splits(find_images(path))
+
+
+def find_images(path: Path) -> FoundImages:
+    """The image set at `path`, in whichever format, before it is split. Raises `DataError`."""
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}; give an image folder or a zip ({LAYOUT})")
+    found = find_in_zip(path) if path.is_file() else _find_in_folder(path)
+    if not found.files:
+        raise DataError(f"{path} holds no images; it must hold {LAYOUT}")
+    if len(found.files) == 1:
+        raise DataError(
+            f"{path} holds one class only ('{next(iter(found.files))}'); a loss needs classes to tell apart"
+        )
+    if all(len(of_class) == 1 for of_class in found.files.values()):
+        raise DataError(f"every class in {path} has one image; verification needs classes with two or more")
+    return found
+
+
+def set_name(path: Path) -> str:
+    """What to call the set at `path`: its file or folder without the ending of a known format.
+
+    >>> set_name(Path("data/faces.v2.zip"))
+    'faces.v2'
+    """
+    name = path.resolve().name
+    ending = next((ending for ending in FILE_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def _find_in_folder(path: Path) -> FoundImages:
+    zips = sorted(path.glob("*.zip"))
+    if holds_class_folders(path):
+        return find_in_folder(path)
+    if len(zips) > 1:
+        raise DataError(f"{path} holds {len(zips)} zips and no images folder; give one of them, such as {zips[0]}")
+    if not zips:
+        raise DataError(f"{path} is not an image folder; it must hold {LAYOUT} or exactly one zip of that")
+    return find_in_zip(zips[0])

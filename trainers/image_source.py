@@ -1,0 +1,114 @@
+"""An image set, however it is kept: its classes, the bytes of each image, and which class is in which split.
+
+Every format names an image `images/<class>/<file>`, so that one set in two formats is the same set: the same names,
+sizes and CRCs, hence the same decoded cache and the same task.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol, get_args
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+LAYOUT = "images/<class>/<file>"
+
+Reader = Callable[[str], bytes]
+"""From an image's name to its bytes; safe to call from several threads. Raises `DataError` where that cannot be."""
+
+Fingerprint = tuple[str, int, int]
+"""Name, size in bytes and CRC-32 of an image."""
+
+_IGNORED_NAMES = {"Thumbs.db", "desktop.ini"}
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message is one sentence that says what is wrong and what is right."""
+
+
+class Store(Protocol):
+    """Where the bytes of a set's images are."""
+
+    def reader(self) -> AbstractContextManager[Reader]:
+        """What reads images while the context lasts."""
+        ...
+
+    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
+        """Name, size and CRC-32 of each of these images, whose bytes need not be read where the format has them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundImages:
+    """What a reader found at `path`, before it is known which class is in which split.
+
+    `files` maps a class to its images' names, sorted. `splits` is what the format itself says of the splits, `table`
+    the content of a `split.csv`, which goes before it; both None where there is none.
+    """
+
+    path: Path
+    format: str
+    files: Mapping[str, tuple[str, ...]]
+    store: Store
+    splits: Mapping[str, Split] | None = None
+    table: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSource:
+    """The images and splits of a set: `files` maps a class to its images' names, `splits` each class to its split."""
+
+    path: Path
+    format: str
+    files: Mapping[str, tuple[str, ...]]
+    splits: Mapping[str, Split]
+    store: Store
+
+    def classes(self, split: Split) -> list[str]:
+        """The classes of a split, sorted."""
+        return sorted(name for name in self.files if self.splits[name] == split)
+
+    def names(self, classes: Iterable[str]) -> list[str]:
+        """The images of these classes, class by class."""
+        return [name for class_name in classes for name in self.files[class_name]]
+
+    def reader(self) -> AbstractContextManager[Reader]:
+        """What reads images while the context lasts."""
+        return self.store.reader()
+
+    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
+        """Name, size in bytes and CRC-32 of each image; the same for a set in whichever format."""
+        return self.store.fingerprints(names)
+
+    def only(self, files: Mapping[str, Sequence[str]]) -> "ImageSource":
+        """The same set with these images alone, in the order of the classes' names."""
+        kept = {name: tuple(sorted(files[name])) for name in sorted(files)}
+        return replace(self, files=kept, splits={name: self.splits[name] for name in kept})
+
+
+def fingerprints_by_reading(store: Store, names: Sequence[str]) -> list[Fingerprint]:
+    """The fingerprints of images whose format keeps no checksums."""
+    with store.reader() as read:
+        contents = ((name, read(name)) for name in names)
+        return [(name, len(content), zlib.crc32(content)) for name, content in contents]
+
+
+def by_class(names: Iterable[str], path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the layout sorted into their classes, without the desktop's files. Raises `DataError` for another
+    layout."""
+    files: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        parts = PurePosixPath(name).parts
+        if not all(wanted(part) for part in parts):
+            continue
+        if len(parts) != 3:
+            raise DataError(f"{name} in {path} does not fit the layout {LAYOUT}; move or remove it")
+        files.setdefault(parts[1], []).append(name)
+    return {class_name: tuple(of_class) for class_name, of_class in files.items()}
+
+
+def wanted(name: str) -> bool:
+    """Whether a file or folder is the user's, not the desktop's."""
+    return not name.startswith(".") and name not in _IGNORED_NAMES
