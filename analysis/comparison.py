@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.ledger import Ledger
 from analysis.losses import describe
-from analysis.significance import Estimate, TwoWay, Verdict, estimate, holm, p_better, sign_flip_p, verdict
+from analysis.significance import Estimate, TwoWay, Verdict, estimate, holm, p_better, paired_t_p, sign_flip_p, verdict
 from analysis.tables import score_title
 from lfs.journal import FILE_NAME, JournalError, Opened, Scored, read_events
 
@@ -100,11 +100,26 @@ class Results:
         """1 − the coverage of the intervals, and the chance of any false verdict."""
         return float(self.plan["level"])
 
+    @property
+    def units(self) -> int:
+        """What is repeated and resampled: the searches where there are several, else the seeds."""
+        return len(self.plan.get("searches", ())) or len(self.seeds)
+
+    @property
+    def of_searches(self) -> bool:
+        """Whether several searches are compared."""
+        return bool(self.plan.get("searches"))
+
+    def by_unit(self, value_S: Floats) -> Floats:
+        """The mean over the seeds of each unit, along the first axis; every search has as many seeds."""
+        mean_U: Floats = value_S.reshape(self.units, -1, *value_S.shape[1:]).mean(1)
+        return mean_U
+
     @cached_property
     def two_way(self) -> TwoWay:
-        """The draws of seeds that go with the resamples of identities."""
+        """The draws of units that go with the resamples of identities."""
         return TwoWay.draw(
-            seeds=len(self.seeds),
+            seeds=self.units,
             resamples=int(self.plan["options"]["resamples"]),
             clusters=self.opened.clusters,
             level=self.level,
@@ -112,7 +127,7 @@ class Results:
         )
 
     def values(self, entrant: str, score: str) -> tuple[Floats, Floats] | None:
-        """The scores over seeds (S) and how they move in the resamples (S×B); None where a training failed."""
+        """The scores of the units (U) and how they move in the resamples (U×B); None where a training failed."""
         runs = [self.scored[entrant, seed] for seed in self.seeds]
         if any(run.state == "failed" for run in runs):
             return None
@@ -121,10 +136,10 @@ class Results:
         score_S = np.array([offset + sign * run.metrics[stored] for run in runs])
         still_B = np.zeros(resamples)
         move_SB = np.array([sign * self.moves[r.resamples][stored] if r.resamples else still_B for r in runs])
-        return score_S, move_SB
+        return self.by_unit(score_S), self.by_unit(move_SB)
 
     def estimate(self, entrant: str, score: str) -> Estimate | None:
-        """An entrant's mean over seeds with its interval, which cannot leave [0, 1]."""
+        """An entrant's mean over units with its interval, which cannot leave [0, 1]."""
         values = self.values(entrant, score)
         if values is None:
             return None
@@ -132,7 +147,7 @@ class Results:
         return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
     def difference(self, baseline: str, score: str) -> tuple[Floats, Floats] | None:
-        """The winner's scores minus a baseline's, paired by seed and by resample."""
+        """The winner's scores minus a baseline's, paired by unit and by resample."""
         ours, theirs = self.values(WINNER, score), self.values(baseline, score)
         return None if ours is None or theirs is None else (ours[0] - theirs[0], ours[1] - theirs[1])
 
@@ -146,7 +161,8 @@ class Results:
         """The tested differences, in the order of the plan. A failed training leaves its contrast undecided; it keeps
         its place in the correction."""
         differences = {name: self.difference(name, self.metric) for name in self.rivals}
-        p_values = {name: None if d is None else sign_flip_p(list(d[0])) for name, d in differences.items()}
+        test = paired_t_p if self.of_searches else sign_flip_p
+        p_values = {name: None if d is None else test(list(d[0])) for name, d in differences.items()}
         corrected = holm([1.0 if p is None else p for p in p_values.values()])
         found = []
         for (name, values), corrected_p in zip(differences.items(), corrected, strict=True):
@@ -176,9 +192,15 @@ class Results:
         counts = {kind: [c.baseline for c in self.contrasts if c.verdict == kind] for kind in _SAID}
         said = [_SAID[kind].format(", ".join(names)) for kind, names in counts.items() if names]
         return (
-            f"{score_title(self.metric)} on {self.opened.classes} sealed test identities, {len(self.seeds)} seeds: "
+            f"{score_title(self.metric)} on {self.opened.classes} sealed test identities, {self.repeats}: "
             f"the winner is {'; '.join(said) or 'alone'}."
         )
+
+    @property
+    def repeats(self) -> str:
+        """How often what was repeated, in words."""
+        seeds = len(self.seeds)
+        return f"{self.units} searches retrained {seeds // self.units}× each" if self.of_searches else f"{seeds} seeds"
 
     def remarks(self) -> list[str]:
         """What must be read beside the table."""
@@ -307,10 +329,13 @@ class Results:
         return sum(told.outcome.images for number, told in ledger.told.items() if ledger.trials[number].name == name)
 
     def losses(self) -> pd.DataFrame:
-        """What each entrant is: its loss (the last one of a schedule), where it comes from, its own recipe."""
+        """What each entrant is: its loss (the last one of a schedule), where it comes from, its own recipe; one row a
+        search where an entrant is of several."""
         rows = []
-        for entrant in self.entrants:
-            trial = self.ledger.trials[self.scored[str(entrant["name"]), self.seeds[0]].trial]
+        own_seeds = self.seeds[:: len(self.seeds) // self.units]
+        found = [(e, seed) for e in self.entrants for seed in (own_seeds if e.get("of_searches") else self.seeds[:1])]
+        for entrant, seed in found:
+            trial = self.ledger.trials[self.scored[str(entrant["name"]), seed].trial]
             recipe = ", ".join(f"{key}={value}" for key, value in trial.recipe.items())
             loss = describe(trial.schedule.final)
             rows.append(

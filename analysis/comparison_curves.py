@@ -49,7 +49,8 @@ def errors_of(results: Results) -> pd.DataFrame:
         still_FB = np.zeros_like(known[0]["tar_move"])
         tar_SF = np.array([far_F if curve is None else curve["tar"] for curve in curves])
         move_SFB = np.array([still_FB if curve is None else curve["tar_move"] for curve in curves])
-        values = [estimate(tar_SF[:, f], move_SFB[:, f], results.two_way) for f in range(len(far_F))]
+        tar_UF, move_UFB = results.by_unit(tar_SF), results.by_unit(move_SFB)
+        values = [estimate(tar_UF[:, f], move_UFB[:, f], results.two_way) for f in range(len(far_F))]
         accepts_F = np.max([curve["false_accepts"] for curve in known], axis=0)
         frame = pd.DataFrame({"far": far_F, "frr": 1 - tar_SF.mean(0)})
         frame["low"] = [1 - min(value.high, 1.0) for value in values]

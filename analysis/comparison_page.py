@@ -57,7 +57,7 @@ def comparison_html(results: Results) -> str:
     data = results.ledger.data.get("name")
     subtitle = (
         f"Comparison {results.plan['number']} of search {results.plan['search_id']}: the winner and "
-        f"{len(results.entrants) - 1} others retrained from scratch with {len(results.seeds)} seeds, test opened "
+        f"{len(results.entrants) - 1} others retrained from scratch, {results.repeats}, test opened "
         f"{when(results.opened.time)}."
     )
     footer = "Made by lossearch from the comparison's journal and resamples. All scores are of the test identities."
@@ -71,7 +71,7 @@ def _verdict(results: Results) -> Section:
             "difference": None if contrast.difference is None else contrast.difference.mean,
             f"{results.coverage} interval": written(contrast.difference, sign="+"),
             "n": 0 if contrast.difference is None else contrast.difference.n,
-            "sign-flip p": contrast.p,
+            "t-test p" if results.of_searches else "sign-flip p": contrast.p,
             "Holm p": contrast.corrected_p,
             "P(better)": contrast.p_better,
             "verdict": contrast.verdict,
@@ -86,21 +86,27 @@ def _verdict(results: Results) -> Section:
             page.verdict(results.headline, results.remarks()),
             page.table(
                 frame,
-                caption=f"{score_title(results.metric)} of the winner minus that of each baseline, paired by seed.",
+                caption=f"{score_title(results.metric)} of the winner minus that of each baseline, paired by seed; "
+                f"{results.repeats}.",
                 marked=lambda row: row["verdict"] in ("better", "worse"),
             )
             if rows
             else None,
-            page.paragraph(_HOW_TO_READ),
+            page.paragraph(f"{_P_OF_SEARCHES if results.of_searches else _P_OF_SEEDS} {_HOW_TO_READ}"),
         ),
     )
 
 
+_P_OF_SEEDS = "p: exact sign-flip test of the paired differences over seeds, two-sided."
+_P_OF_SEARCHES = (
+    "p: paired t-test of the differences over searches, two-sided: the mean over the retrainings of a search's winner "
+    "minus that of the baseline's under the same seeds; so it is the kind of search that is judged, not one find."
+)
 _HOW_TO_READ = (
-    "p: exact sign-flip test of the paired differences over seeds, two-sided. Holm p: corrected for all rows of the "
-    "table. Interval: bootstrap over seeds and test identities together, widened for their small numbers; where seeds "
-    "and identities interact it is wider than needed. P(better): the share of those resamples in which the winner is "
-    "ahead. 'better' and 'worse' need both a Holm p below the level and an interval without 0."
+    "Holm p: corrected for all rows of the "
+    "table. Interval: bootstrap over what is repeated (seeds, or searches) and test identities together, widened for "
+    "their small numbers; where the two interact it is wider than needed. P(better): the share of those resamples in "
+    "which the winner is ahead. 'better' and 'worse' need both a Holm p below the level and an interval without 0."
 )
 
 
@@ -127,7 +133,7 @@ def _scores(results: Results) -> Section:
     table, titles = results.scores(), _heading(results)
     wide = pd.DataFrame(
         [
-            {"entrant": name, "n": 0 if rows["mean"].isna().any() else len(results.seeds)}
+            {"entrant": name, "n": 0 if rows["mean"].isna().any() else results.units}
             | {titles[str(row["score"])]: _bracketed(row) for row in rows.to_dict("records")}
             for name, rows in table.groupby("entrant", sort=False)
         ]
@@ -139,7 +145,7 @@ def _scores(results: Results) -> Section:
         pieces=(
             page.table(
                 wide,
-                caption=f"Mean over n seeds [{results.coverage} interval]. EER: low is good.",
+                caption=f"Mean [{results.coverage} interval]; {results.repeats}. EER: low is good.",
                 marked=lambda row: row["entrant"] == WINNER,
             ),
             page.table(
@@ -213,9 +219,10 @@ def _beforehand(results: Results) -> Section:
         "written": f"{began}, before the first training; the test was opened {when(opened.time)}",
         "tested score": f"{score_title(results.metric)}, the search's reward, here on the test identities",
         "tested contrasts": f"{tested}, the winner against each baseline and control; level {results.level:g}, Holm",
-        "seeds": f"{seeds}; none of them was used by the search or an earlier comparison",
-        "lowest p-values": f"{lowest:.2g} for so many seeds, {least:.2g} after Holm",
-        "resamples": f"{plan['options']['resamples']}, each of all seeds and of all {opened.clusters} {unit}",
+        "seeds": f"{seeds}; none of them was used by a search of this comparison or an earlier one",
+        "repeated": results.repeats,
+        "resamples": f"{plan['options']['resamples']}, each of all {'searches' if results.of_searches else 'seeds'} "
+        f"and of all {opened.clusters} {unit}",
         "in each resample": "the threshold is found anew; rank-1 keeps its gallery",
         "collapsed trainings": "count with their scores",
         "diverged trainings": "count with the scores of chance: TAR = FAR, EER ½, rank-1 0",
@@ -223,6 +230,8 @@ def _beforehand(results: Results) -> Section:
         "test": f"{opened.classes} identities, {opened.images} images, digest {opened.digest}",
         "test opened before": f"{opened.opened_before}× by comparisons of this workspace; others are not known here",
     }
+    if not results.of_searches:
+        statements["lowest p-values"] = f"{lowest:.2g} for so many seeds, {least:.2g} after Holm"
     table = pd.DataFrame({"what": list(statements), "how": list(statements.values())})
     return Section(
         key="beforehand",

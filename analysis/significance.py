@@ -1,7 +1,7 @@
 """Whether one loss is better than another, judged over seeds and over test identities.
 
 S seeds, B resamples of the identities, E entrants, M contrasts. Entrants are paired: a seed, and a resample of the
-identities, is the same for all of them.
+identities, is the same for all of them. Where several searches are compared, a search's seeds count as one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Verdict = Literal["better", "worse", "no significant difference", "not decided"]
@@ -36,6 +36,24 @@ def sign_flip_p(difference_S: Sequence[float]) -> float:
     seen = abs(sums[0])
     rounding = 1e-12 * float(np.abs(difference_S).sum())
     return float((np.abs(sums) >= seen - rounding).mean())
+
+
+def paired_t_p(difference_S: Sequence[float]) -> float:
+    """The two-sided p-value of 'the differences have mean 0', were they normal: Student's paired t-test.
+
+    For few differences, of which a sign-flip test could never make a verdict. 1 where all of them are 0. Raises
+    ValueError for fewer than two.
+
+    >>> round(paired_t_p([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    difference = np.asarray(difference_S, dtype=np.float64)
+    if len(difference) < 2:
+        raise ValueError(f"a t-test takes two differences or more, but got {len(difference)}")
+    error, mean = difference.std(ddof=1) / np.sqrt(len(difference)), difference.mean()
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(len(difference) - 1, -abs(mean / error)))
 
 
 def holm(p_M: Sequence[float]) -> list[float]:

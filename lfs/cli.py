@@ -200,11 +200,18 @@ def compare(
         bool, typer.Option("--schedule-controls", help="Also the winner's schedule shuffled, and its last loss alone.")
     ] = False,
     resamples: Annotated[int | None, typer.Option(help="Of the bootstrap; default 1000.")] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="A further search, equal but for its seed; several times. They share the seeds evenly."
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Another comparison: the test is opened once more.")] = False,
     overrides: Set = None,
 ) -> None:
     """Retrain the winner and the baselines over several seeds and score them on the sealed test identities.
 
+    With --also it is the kind of search that is compared: its searches are what is repeated, not their trainings.
     Goes on with a comparison that was interrupted; of a finished one it shows the table.
     """
     from lfs.comparison import prepare
@@ -215,6 +222,7 @@ def compare(
     given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
     given |= ({"grid": grid} if grid else {}) | ({"tune": False} if no_tune else {})
     given |= {"schedule_controls": True} if schedule_controls else {}
+    given |= {"also": [str(each.absolute()) for each in also]} if also else {}
     with out.status("reading the data"):
         prepared = prepare(run.absolute(), given, overrides=overrides or [], again=again)
     if caveat := prepared.plan.caveat():

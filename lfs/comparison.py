@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, filterfalse, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from lfs.compared import ComparedSearch, refuse_different
 from lfs.config import DEFAULT_BASELINES, RunConfig
 from lfs.config_file import ConfigError, overridden, sentence
 from lfs.entrants import (
@@ -23,7 +24,7 @@ from lfs.entrants import (
     own_entrants,
     schedule_controls,
 )
-from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Scored, Started, Told, read_events
+from lfs.journal import FILE_NAME, Asked, Event, JournalError, Scored, Started, read_events
 from lfs.launch import Plan, read_search, workspace_of
 from search_space.frozen import FrozenModel
 from trainers.data import load_task, sealed_class_sizes
@@ -48,7 +49,18 @@ class CompareOptions(FrozenModel):
     grid: Grid = Grid()
     equal_compute: tuple[EqualCompute, ...] = ()
     schedule_controls: bool = False
+    also: tuple[str, ...] = ()
+    """The folders of further searches of the same kind, under other seeds: then the searches are what is repeated."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
+
+    @model_validator(mode="after")
+    def _seeds_are_shared_evenly(self) -> Self:
+        searches = 1 + len(self.also)
+        if self.seeds % searches:
+            raise ValueError(f"seeds must be a multiple of the {searches} searches, but got {self.seeds}")
+        if self.also and self.schedule_controls:
+            raise ValueError("schedule_controls take the schedule of one search, but there are several")
+        return self
 
     @field_validator("grid")
     @classmethod
@@ -73,7 +85,9 @@ class ComparisonPlan(FrozenModel):
     spare_seeds: tuple[tuple[int, ...], ...]
     grid_seed: int
     search_images: int
-    """Training images that the search saw, baselines left out."""
+    """Training images that the search saw, baselines left out; the mean of several searches."""
+    searches: tuple[str, ...] = ()
+    """The ids of all searches where there are several; they share the seeds evenly, the first of them first."""
     grouped: bool
     """Whether the bootstrap resamples groups of identities, not identities."""
 
@@ -84,6 +98,8 @@ class ComparisonPlan(FrozenModel):
 
     def caveat(self) -> str | None:
         """A sentence where so few seeds for so many contrasts can find no difference significant."""
+        if self.searches:
+            return None
         least_p = min(1.0, self.contrasts * 2.0 ** (1 - len(self.seeds)))
         if least_p < self.level:
             return None
@@ -141,7 +157,7 @@ def prepare(
     winner, or whose data has changed, `ConfigError` for options that cannot be, or that an earlier comparison
     contradicts.
     """
-    started, events = read_search(run_dir)
+    started, _ = read_search(run_dir)
     options = _options(given)
     config = _config(started, overrides)
     earlier = _earlier(run_dir)
@@ -152,7 +168,9 @@ def prepare(
         launch = None if _is_scored(plan, past) else _launch(run_dir, folder, config, started, plan)
         return Comparison(folder=folder, plan=plan, begun=True, launch=launch)
     folder = run_dir / FOLDER / f"{len(earlier) + 1:02d}"
-    plan = _new_plan(started, events, config, options, number=len(earlier) + 1, used=_seeds(events, earlier))
+    searches = [ComparedSearch.read(folder) for folder in (run_dir, *map(Path, options.also))]
+    refuse_different(searches)
+    plan = _new_plan(searches, config, options, number=len(earlier) + 1, used=_seeds(searches, earlier))
     return Comparison(folder=folder, plan=plan, begun=False, launch=_launch(run_dir, folder, config, started, plan))
 
 
@@ -210,9 +228,9 @@ def _shown(value: object) -> object:
     return dict(value) if isinstance(value, FrozenModel) else value
 
 
-def _seeds(events: Sequence[Event], earlier: Sequence[tuple[Path, Sequence[Event]]]) -> set[int]:
-    """Every seed that the search or an earlier comparison trained with or planned to."""
-    journals = [events, *(past for _, past in earlier)]
+def _seeds(searches: Sequence[ComparedSearch], earlier: Sequence[tuple[Path, Sequence[Event]]]) -> set[int]:
+    """Every seed that the searches or an earlier comparison trained with or planned to."""
+    journals = [*(each.events for each in searches), *(past for _, past in earlier)]
     used = {trial.seed for past in journals for event in past if isinstance(event, Asked) for trial in event.trials}
     for folder, past in earlier:
         plan = plan_of(past, folder)
@@ -221,43 +239,34 @@ def _seeds(events: Sequence[Event], earlier: Sequence[tuple[Path, Sequence[Event
 
 
 def _new_plan(
-    started: Started,
-    events: Sequence[Event],
-    config: RunConfig,
-    options: CompareOptions,
-    *,
-    number: int,
-    used: set[int],
+    searches: Sequence[ComparedSearch], config: RunConfig, options: CompareOptions, *, number: int, used: set[int]
 ) -> ComparisonPlan:
-    trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
-    outcomes = {event.trial: event.outcome for event in reversed(events) if isinstance(event, Told)}
-    finished = next((event for event in events if isinstance(event, Finished)), None)
-    if finished is None:
-        raise JournalError("the search is not finished: resume it first, then compare")
-    if finished.winner is None:
-        raise JournalError("the search has no winner to compare: no trial reached the horizon")
-    recipe = Recipe.model_validate(started.config["recipe"])
-    winner = trials[finished.winner]
-    search_images = sum(told.images for trial, told in outcomes.items() if trials[trial].role == "search")
+    first = searches[0]
+    recipe = Recipe.model_validate(first.started.config["recipe"])
+    search_images = sum(each.images for each in searches) // len(searches)
     baselines = _chosen(known_baselines(config.baselines, DEFAULT_BASELINES, recipe, options.grid), options)
-    one_training = max(1, int(outcomes[winner.number].metrics["cost/images"]))
-    times = -(-(search_images + one_training) // one_training)
+    times = -(-(search_images + first.winner_images) // first.winner_images)
     spare = times - 1 if "seeds" in options.equal_compute else 0
     fresh = filterfalse(used.__contains__, count(1))
     seeds = tuple(islice(fresh, options.seeds))
     grid_seed = next(fresh)
-    parts = schedule_controls(winner, grid_seed) if options.schedule_controls else ()
+    parts = schedule_controls(first.winner, grid_seed) if options.schedule_controls else ()
     rivals = (*baselines, *controls(baselines, options.equal_compute, times))
     return ComparisonPlan(
         number=number,
-        search_id=started.search_id,
+        search_id=first.started.search_id,
         options=options,
         metric=recipe.reward,
-        entrants=(*own_entrants(winner, finished), *parts, *rivals),
+        entrants=(
+            *own_entrants([each.winner for each in searches], [each.constant for each in searches]),
+            *parts,
+            *rivals,
+        ),
         seeds=seeds,
         spare_seeds=tuple(tuple(islice(fresh, spare)) for _ in seeds),
         grid_seed=grid_seed,
         search_images=search_images,
+        searches=tuple(each.started.search_id for each in searches) if options.also else (),
         grouped=_are_grouped(config),
     )
 

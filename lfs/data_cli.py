@@ -24,6 +24,9 @@ out = Console(highlight=False, markup=False)
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="An image set: a folder or a zip.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="What to write: FILE.zip, or else a folder.")]
 
+FORMATS = ("folder", "recordio", "zip")
+"""What `convert` writes; a test holds that they are all that can be written."""
+
 _SHOWN = 10
 """How many suspicious images and duplicates `info` names."""
 
@@ -121,11 +124,29 @@ def proxy(
     out.print(f"written: {target}", soft_wrap=True)
 
 
-def _write(source: "ImageSource", target: Path) -> None:
+def _write(source: "ImageSource", target: Path, kind: str | None = None) -> None:
     from trainers.formats.writing import write_images
 
     with _progress("writing the images", len(source.names(source.files))) as advance:
-        write_images(source, target, on_image=advance)
+        write_images(source, target, kind=kind, on_image=advance)
+
+
+@data_app.command()
+def convert(
+    source: Source,
+    target: Target,
+    kind: Annotated[
+        str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; default: by DST's ending.")
+    ] = None,
+) -> None:
+    """Write an image set in another format, with its splits; the images keep their bytes."""
+    from trainers.formats.opening import open_images
+
+    with _refusals():
+        opened = open_images(source)
+        _write(opened, target, kind)
+    _show_splits(opened)
+    out.print(f"written: {target}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from lfs.config import HYPER_PARAMETER_FREE, NamedLoss, Scalar
-from lfs.journal import Finished
 from lfs.trial import Trial
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
@@ -65,9 +64,9 @@ class Grid(FrozenModel):
 class Entrant(FrozenModel):
     """One row of the comparison's table.
 
-    `candidates` holds its schedule, or a grid of them. A control for equal compute is the baseline `of` again: the best
-    on the choice half of `best_of` seeds in place of one, or trained for more `epochs`. A control of the winner is a
-    part of its schedule.
+    `candidates` holds its schedule, a grid of them, or what each of several searches found. A control for equal compute
+    is the baseline `of` again: the best on the choice half of `best_of` seeds in place of one, or trained for more
+    `epochs`. A control of the winner is a part of its schedule.
     """
 
     name: str
@@ -81,29 +80,40 @@ class Entrant(FrozenModel):
     best_of: int = 1
     grid: str = ""
     """What its grid's trials are called; a control uses the grid of its baseline."""
+    of_searches: bool = False
+    """Whether the candidates are those of several searches, which share the seeds evenly, the first of them first."""
 
     @property
     def tuned(self) -> bool:
         """Whether its loss is chosen from a grid."""
-        return len(self.candidates) > 1
+        return len(self.candidates) > 1 and not self.of_searches
 
 
-def own_entrants(winner: Trial, finished: Finished) -> tuple[Entrant, ...]:
-    """The winner, and the constant loss that the controller recommends if that is another one."""
+def own_entrants(winners: Sequence[Trial], constants: Sequence[LossSpec | None]) -> tuple[Entrant, ...]:
+    """The winner of each search, and the constant loss that its controller recommends, unless that is the winner.
+
+    Several searches, whose winners train for equally many epochs, make one entrant of each kind.
+    """
+    several, first = len(winners) > 1, winners[0]
     found = Entrant(
         name=WINNER,
         kind="winner",
-        how=f"trial {winner.number} of the search, its schedule",
-        candidates=(winner.schedule,),
-        epochs=winner.epochs,
-        recipe=winner.recipe,
+        how=f"the winners of {len(winners)} searches, their schedules"
+        if several
+        else f"trial {first.number} of the search, its schedule",
+        candidates=tuple(winner.schedule for winner in winners),
+        epochs=first.epochs,
+        recipe=first.recipe,
+        of_searches=several,
     )
-    if finished.constant is None or LossSchedule.constant(finished.constant) == winner.schedule:
+    schedules = tuple(LossSchedule.constant(spec) for spec in constants if spec is not None)
+    if len(schedules) < len(winners) or schedules == found.candidates:
         return (found,)
-    schedule = LossSchedule.constant(finished.constant)
     how = "the constant loss that the controller recommends"
+    if several:
+        how = "the constant losses that the controllers recommend"
     return found, found.model_copy(
-        update={"name": "recommended", "kind": "recommended", "how": how, "candidates": (schedule,)}
+        update={"name": "recommended", "kind": "recommended", "how": how, "candidates": schedules}
     )
 
 
@@ -258,6 +268,8 @@ class ComparisonController:
     def _schedule(self, job: _Job) -> LossSchedule | None:
         """What to train; None while its grid is not told."""
         candidates = job.entrant.candidates
+        if job.entrant.of_searches:
+            return candidates[job.replicate * len(candidates) // len(self._pools)]
         if job.candidate is not None or len(candidates) == 1:
             return candidates[job.candidate or 0]
         scores = self._grids.get(job.entrant.of or job.entrant.name, {})

@@ -11,6 +11,16 @@ torch.set_num_threads(1)  # two cores that wait for each other are slower than o
 
 RealData = Callable[[str], Path]
 
+RAY_FILES = ("test_killed", "test_ray_cluster", "test_ray_executor", "test_tune")
+"""Tests that start clusters of Ray, each for the whole machine: one after the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file's tests stay together, as they share what its fixtures make."""
+    for item in items:
+        group = "ray" if item.path.stem in RAY_FILES else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture
 def real_data() -> RealData:

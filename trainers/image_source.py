@@ -18,6 +18,9 @@ LAYOUT = "images/<class>/<file>"
 Reader = Callable[[str], bytes]
 """From an image's name to its bytes; safe to call from several threads. Raises `DataError` where that cannot be."""
 
+OnImage = Callable[[str], None]
+"""Called with the name of each image that is done."""
+
 Fingerprint = tuple[str, int, int]
 """Name, size in bytes and CRC-32 of an image."""
 

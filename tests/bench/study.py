@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,6 +54,7 @@ from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
 from trainers.recipe import FARS, Numerics, Recipe, RewardMetric
 from trainers.resampling import draw_clusters, resampled
+from trainers.task import Task
 from trainers.training import train
 from trainers.verification import verification
 
@@ -287,7 +288,8 @@ class Study:
             method=kind.method or None,
         )
         recipe = resolved_recipe(config, self._task)
-        store = self._run_search(config, recipe, folder)
+        task = replace(self._task, reward=self._sealed) if kind.test_reward else self._task
+        store = self._run_search(config, task, recipe, folder)
         done = FinishedSearch.read(folder)
         if done.finished.winner is None:
             raise RuntimeError(f"the search in {folder} has no winner")
@@ -305,21 +307,21 @@ class Study:
         shutil.rmtree(folder / "checkpoints")
         return content
 
-    def _run_search(self, config: RunConfig, recipe: Recipe, folder: Path) -> CheckpointStore:
+    def _run_search(self, config: RunConfig, task: Task, recipe: Recipe, folder: Path) -> CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         store, clock = _KeepAll(folder / "checkpoints"), Clock()
         budget = Budget(epochs=plan.BUDGET_EPOCHS * recipe.horizon_epochs)
-        controller = Budgeted(make_search(config, recipe, self._task.train.class_counts()), budget, clock)
+        controller = Budgeted(make_search(config, recipe, task.train.class_counts()), budget, clock)
         with Journal(folder) as journal:
             if not len(journal):
-                journal.append(started(config, self._task, recipe, NUMERICS))
+                journal.append(started(config, task, recipe, NUMERICS))
             search(
                 controller,
-                SerialExecutor(TrainingRunner(self._task, recipe, NUMERICS)),
+                SerialExecutor(TrainingRunner(task, recipe, NUMERICS)),
                 journal,
                 store,
                 choose=best_at_horizon(recipe, or_deepest=True),
-                preflight=Preflight.of(self._task),
+                preflight=Preflight.of(task),
                 clock=clock,
             )
         return store

@@ -87,7 +87,7 @@ class DataSet:
     def arms(self) -> list[Arm]:
         """All that have two units; the units of a search are its searches, with both retrains."""
         found = [self._retrained(name) for name in plan.SEARCHES]
-        found += [self._own_network(name) for name in (plan.SEARCH_SOFTMAX, plan.RANDOM_SOFTMAX, "selection alone")]
+        found += [self._own_network(name) for name in plan.SEARCHES]
         found += [self._per_seed("part", name, search=plan.SEARCH_SOFTMAX) for name in (plan.SHUFFLED, plan.LAST)]
         found += [self._per_seed("pool", plan.POOLED, search=plan.CONSTANT_GRID)]
         found += [self._per_seed("baseline", name) for name in plan.BASELINES]

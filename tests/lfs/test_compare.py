@@ -302,7 +302,7 @@ def test_a_run_that_is_none_or_not_finished_is_refused(finished_search: tuple[Pa
     refused(lossearch("compare", tmp_path), "no journal at", "give the folder of a search run")
     lines = (finished_search[0] / FILE_NAME).read_bytes().splitlines(keepends=True)
     (tmp_path / FILE_NAME).write_bytes(b"".join(lines[:-1]))
-    refused(lossearch("compare", tmp_path), "the search is not finished: resume it first, then compare")
+    refused(lossearch("compare", tmp_path), "is not finished: resume it first, then compare")
     assert set(contents(tmp_path)) == {FILE_NAME}
 
 

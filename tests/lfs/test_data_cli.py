@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from lfs.data_cli import FORMATS
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
 from tests.lfs.test_bad_input import refused
 from trainers.formats.opening import open_images
+from trainers.formats.writing import WRITERS
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -97,3 +99,15 @@ def test_a_damaged_image_ends_a_proxy_and_leaves_nothing(here: Path) -> None:
     refused(done, "images/shape15/9.png", "cannot be read")
     assert contents(here).keys() - before.keys() <= {"new"}
     assert len(SPLIT) == 16
+
+
+def test_a_set_is_converted_there_and_back(shapes: Path, here: Path) -> None:
+    whole = open_images(shapes)
+    names = whole.names(whole.files)
+    for number, kind in enumerate(FORMATS):
+        assert lossearch("data", "convert", shapes, f"{number}", "--format", kind).code == 0
+        converted = open_images(here / f"{number}")
+        assert (converted.format, converted.files, converted.splits) == (kind, whole.files, whole.splits)
+        assert converted.fingerprints(names) == whole.fingerprints(names)
+    refused(lossearch("data", "convert", shapes, "x", "--format", "lmdb"), "unknown format 'lmdb'", *FORMATS)
+    assert tuple(WRITERS) == FORMATS

@@ -1,12 +1,16 @@
 """Which format a path is in, by what lies there."""
 
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trainers.formats.record_sets import find_in_records
 from trainers.image_folder import find_in_folder, find_in_zip, holds_class_folders
 from trainers.image_source import LAYOUT, DataError, FoundImages, ImageSource
 from trainers.splits import with_splits
 
-FILE_ENDINGS = (".zip",)
+FILES: Mapping[str, Callable[[Path], FoundImages]] = {".rec": find_in_records, ".zip": find_in_zip}
+"""What reads a file of each known ending."""
 
 
 def open_images(path: Path) -> ImageSource:
@@ -24,7 +28,7 @@ def find_images(path: Path) -> FoundImages:
     """The image set at `path`, in whichever format, before it is split. Raises `DataError`."""
     if not path.exists():
         raise DataError(f"there is no file or folder {path}; give an image folder or a zip ({LAYOUT})")
-    found = find_in_zip(path) if path.is_file() else _find_in_folder(path)
+    found = _find_in_file(path) if path.is_file() else _find_in_folder(path)
     if not found.files:
         raise DataError(f"{path} holds no images; it must hold {LAYOUT}")
     if len(found.files) == 1:
@@ -43,14 +47,25 @@ def set_name(path: Path) -> str:
     'faces.v2'
     """
     name = path.resolve().name
-    ending = next((ending for ending in FILE_ENDINGS if name.lower().endswith(ending)), "")
+    ending = next((ending for ending in FILES if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)]
 
 
+def _find_in_file(path: Path) -> FoundImages:
+    find = next((find for ending, find in FILES.items() if path.name.lower().endswith(ending)), None)
+    if find is None and zipfile.is_zipfile(path):
+        return find_in_zip(path)
+    if find is None:
+        raise DataError(f"{path} is in no known format; give an image folder or one of {', '.join(FILES)}")
+    return find(path)
+
+
 def _find_in_folder(path: Path) -> FoundImages:
-    zips = sorted(path.glob("*.zip"))
     if holds_class_folders(path):
         return find_in_folder(path)
+    if any(path.glob("*.rec")):
+        return find_in_records(path)
+    zips = sorted(path.glob("*.zip"))
     if len(zips) > 1:
         raise DataError(f"{path} holds {len(zips)} zips and no images folder; give one of them, such as {zips[0]}")
     if not zips:

@@ -7,31 +7,33 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.image_source import DataError, ImageSource
+from trainers.formats.record_sets import write_records
+from trainers.image_source import DataError, ImageSource, OnImage
 from trainers.splits import TABLE_NAME, split_table
-
-OnImage = Callable[[str], None]
-"""Called with the name of each image that has been written."""
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: the same images give the same bytes
 
 
-def write_images(source: ImageSource, target: Path, *, on_image: OnImage = lambda _: None) -> None:
-    """Write the images of `source` and its splits to `target`: a zip if it ends so, else a folder.
+def write_images(
+    source: ImageSource, target: Path, *, kind: str | None = None, on_image: OnImage = lambda _: None
+) -> None:
+    """Write the images of `source` and its splits to `target`, in the format `kind`, by default `format_of(target)`.
 
     It is written beside its place and then renamed. Raises `DataError` when `target` exists or cannot be written, and
     for an image that cannot be read; nothing is left then.
     """
-    write = writer_for(target)
-    with _in_place(target) as partial:
-        write(source, partial, on_image)
-
-
-def writer_for(target: Path) -> Callable[[ImageSource, Path, OnImage], None]:
-    """What writes the format that the ending of `target` names. Raises `DataError` where that cannot be."""
+    kind = kind or format_of(target)
+    if kind not in WRITERS:
+        raise DataError(f"unknown format '{kind}'; known are {', '.join(WRITERS)}")
     if target.exists():
         raise DataError(f"{target} is there already; choose another name or remove it")
-    return WRITERS.get(target.suffix.lower(), _write_folder)
+    with _in_place(target) as partial:
+        WRITERS[kind](source, partial, on_image)
+
+
+def format_of(target: Path) -> str:
+    """The format that the ending of a name stands for, `folder` where it stands for none."""
+    return _ENDINGS.get(target.suffix.lower(), "folder")
 
 
 @contextmanager
@@ -82,4 +84,9 @@ def contents(source: ImageSource) -> Iterator[tuple[str, bytes]]:
             yield name, read(name)
 
 
-WRITERS: Mapping[str, Callable[[ImageSource, Path, OnImage], None]] = {".zip": _write_zip}
+WRITERS: Mapping[str, Callable[[ImageSource, Path, OnImage], None]] = {
+    "folder": _write_folder,
+    "recordio": write_records,
+    "zip": _write_zip,
+}
+_ENDINGS = {".zip": "zip"}

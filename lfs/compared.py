@@ -1,0 +1,90 @@
+"""The searches that a comparison is about: one, or several of one kind under different seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfs.config_file import ConfigError
+from lfs.journal import Asked, Event, Finished, JournalError, Started, Told
+from lfs.launch import read_search
+from lfs.trial import Trial
+from search_space.spec import LossSpec
+
+_SAME = ("recipe", "space", "search", "budget")
+"""The tables of the config that searches of one kind share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedSearch:
+    """A finished search with a winner."""
+
+    run_dir: Path
+    started: Started
+    events: Sequence[Event]
+    winner: Trial
+    constant: LossSpec | None
+    """What its controller recommends."""
+    images: int
+    """Training images that it saw, baselines left out."""
+    winner_images: int
+    """Training images of its winner alone, from the first epoch on."""
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "ComparedSearch":
+        """The search of a run. Raises `JournalError` for one that is not finished or has no winner."""
+        started, events = read_search(run_dir)
+        trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
+        outcomes = {event.trial: event.outcome for event in reversed(events) if isinstance(event, Told)}
+        finished = next((event for event in events if isinstance(event, Finished)), None)
+        if finished is None:
+            raise JournalError(f"the search in {run_dir} is not finished: resume it first, then compare")
+        if finished.winner is None:
+            raise JournalError(f"the search in {run_dir} has no winner to compare: no trial reached the horizon")
+        return cls(
+            run_dir=run_dir,
+            started=started,
+            events=events,
+            winner=trials[finished.winner],
+            constant=finished.constant,
+            images=sum(told.images for trial, told in outcomes.items() if trials[trial].role == "search"),
+            winner_images=max(1, int(outcomes[finished.winner].metrics["cost/images"])),
+        )
+
+
+def refuse_different(searches: Sequence[ComparedSearch]) -> None:
+    """Raises `ConfigError` unless the searches differ in nothing but their seeds."""
+    first, *others = searches
+    for other in others:
+        if other.started.data["digest"] != first.started.data["digest"]:
+            raise ConfigError(f"the searches in {first.run_dir} and {other.run_dir} saw different data")
+        for table in _SAME:
+            if (path := _difference(first.started.config[table], other.started.config[table], table)) is not None:
+                raise ConfigError(
+                    f"the searches in {first.run_dir} and {other.run_dir} differ in {path}; only searches of one kind, "
+                    "under different seeds, can be compared together"
+                )
+        if other.winner.epochs != first.winner.epochs:
+            raise ConfigError(
+                f"the winners of the searches in {first.run_dir} and {other.run_dir} trained for "
+                f"{first.winner.epochs} and {other.winner.epochs} epochs; both must have reached the horizon"
+            )
+    seeds: dict[object, Path] = {}
+    for each in searches:
+        seed = each.started.config["seed"]
+        if seed in seeds:
+            raise ConfigError(
+                f"the searches in {seeds[seed]} and {each.run_dir} both have seed = {seed}; repeat a search with "
+                "another --set seed=..."
+            )
+        seeds[seed] = each.run_dir
+
+
+def _difference(one: object, other: object, path: str) -> str | None:
+    """Where two values of a config differ first: its key and both values; None where they are equal."""
+    if one == other:
+        return None
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in (*one, *other):
+            if (found := _difference(one.get(key), other.get(key), f"{path}.{key}")) is not None:
+                return found
+    return f"{path}: {one} and {other}"
