@@ -103,11 +103,35 @@ def test_a_damaged_image_ends_a_proxy_and_leaves_nothing(here: Path) -> None:
 
 def test_a_set_is_converted_there_and_back(shapes: Path, here: Path) -> None:
     whole = open_images(shapes)
-    names = whole.names(whole.files)
-    for number, kind in enumerate(FORMATS):
-        assert lossearch("data", "convert", shapes, f"{number}", "--format", kind).code == 0
-        converted = open_images(here / f"{number}")
+    for kind, name in (("recordio", "records"), ("webdataset", "shards"), ("zip", "x.zip"), ("parquet", "x.parquet")):
+        choice = [] if "." in name else ["--format", kind]
+        assert lossearch("data", "convert", shapes, name, *choice).code == 0
+        converted = open_images(here / name)
         assert (converted.format, converted.files, converted.splits) == (kind, whole.files, whole.splits)
-        assert converted.fingerprints(names) == whole.fingerprints(names)
     refused(lossearch("data", "convert", shapes, "x", "--format", "lmdb"), "unknown format 'lmdb'", *FORMATS)
     assert tuple(WRITERS) == FORMATS
+
+
+def test_split_saves_a_table_where_a_search_finds_it(here: Path) -> None:
+    (draw_images(here / "set") / "split.csv").unlink()
+    done = lossearch("data", "split", "set", "--val", "0.25", "--test", "0.25")
+    assert done.code == 0, done.err
+    assert ["val", "4", "4", "4", "24"] in rows(done.out)
+    source = open_images(here / "set")
+    assert [len(source.classes(split)) for split in ("train", "val", "test")] == [8, 4, 4]
+    table = (here / "set" / "split.csv").read_bytes()
+    refused(lossearch("data", "split", "set", "--val", "0.3"), "set/split.csv is there already", "--output")
+    refused(
+        lossearch("data", "split", "set", "--val", "0.1", "--output", "x.csv"), "val share of 0.1 takes 2", "needs 4"
+    )
+    assert (here / "set" / "split.csv").read_bytes() == table
+    assert not (here / "x.csv").exists()
+
+
+def test_check_names_what_is_in_two_splits(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape15" / "copy.png").write_bytes((images / "shape02" / "3.png").read_bytes())
+    done = lossearch("data", "check", "set")
+    assert done.code == 1
+    assert "images/shape02/3.png = images/shape15/copy.png (bytes)" in done.out
+    assert "images that cannot be decoded: 0" in done.out
