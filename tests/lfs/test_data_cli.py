@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from lfs.data_cli import FORMATS
+from lfs.journal import FILE_NAME, comparable, read_events
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
 from tests.lfs.test_bad_input import refused
 from trainers.formats.opening import open_images
-from trainers.formats.writing import WRITERS
+from trainers.formats.writing import WRITERS, write_images
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -135,3 +136,25 @@ def test_check_names_what_is_in_two_splits(here: Path) -> None:
     assert done.code == 1
     assert "images/shape02/3.png = images/shape15/copy.png (bytes)" in done.out
     assert "images that cannot be decoded: 0" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "folder"])
+def test_a_search_keeps_the_same_journal_in_every_format(
+    kind: str, finished_search: tuple[Path, Result], shapes: Path, here: Path
+) -> None:
+    target = here / kind / "shapes"
+    write_images(open_images(shapes), target, kind=kind)
+    path = target / "list.csv" if kind == "list" else target
+    if kind in ("npz", "parquet", "tar", "zip"):
+        path = target.rename(target.with_suffix(f".{kind}"))
+    assert lossearch("search", "--data", path, "--run", "space/runs/tiny", *TINY_SEARCH).code == 0
+    first, again = (
+        [comparable(event) for event in read_events(run / FILE_NAME)[0]]
+        for run in (finished_search[0], here / "space" / "runs" / "tiny")
+    )
+    for journal in (first, again):
+        journal[0]["config"]["data"].pop("path")
+        journal[0]["data"].pop("name")
+        journal[0].pop("search_id")
+    assert again == first
