@@ -58,7 +58,7 @@ def search(
     ] = None,
     overrides: Set = None,
     method: Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder or zip of images/<class>/<file>.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder, zip, .rec, .tar, .csv, .parquet or .npz.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder; default lossearch/runs/<time>-<data>.")] = None,
 ) -> None:
     """Search for a loss, train the baselines beside it, write the report."""

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from trainers.survey import Survey
 
 data_app = typer.Typer(
-    help="Look at image sets, and make smaller ones of them.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at image sets, split them, convert them, make smaller ones of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 out = Console(highlight=False, markup=False)
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="An image set: a folder or a zip.")]
-Target = Annotated[Path, typer.Argument(metavar="DST", help="What to write: FILE.zip, or else a folder.")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="An image set, in any known format.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="What to write, in the format of its ending.")]
 
-FORMATS = ("folder", "recordio", "zip")
+FORMATS = ("folder", "huggingface", "list", "npz", "parquet", "recordio", "tar", "webdataset", "zip")
 """What `convert` writes; a test holds that they are all that can be written."""
 
 _SHOWN = 10
@@ -32,7 +34,7 @@ _SHOWN = 10
 
 
 @data_app.command()
-def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="An image set: a folder or a zip.")]) -> None:
+def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="An image set, in any known format.")]) -> None:
     """What is in an image set, what is suspicious about it, and how a search would split it."""
     from trainers.formats.opening import find_images
     from trainers.image_source import DataError
@@ -147,6 +149,61 @@ def convert(
         _write(opened, target, kind)
     _show_splits(opened)
     out.print(f"written: {target}", soft_wrap=True)
+
+
+@data_app.command()
+def split(
+    path: Source,
+    output: Annotated[Path | None, typer.Option(help="Default: split.csv in the folder, or beside the file.")] = None,
+    val: Annotated[float, typer.Option(min=0, max=0.8, help="Share of the identities.")] = 0.15,
+    test: Annotated[float, typer.Option(min=0, max=0.8, help="Share of the identities.")] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="Which identities are drawn.")] = 0,
+) -> None:
+    """Draw which identities train, validate and test, evenly over class sizes, and save it where a search looks."""
+    from trainers.formats.opening import find_images
+    from trainers.splits import TABLE_NAME, drawn_splits, split_table, with_splits
+
+    with _refusals():
+        found = find_images(path)
+        drawn = drawn_splits(found.files, path, val_share=val, test_share=test, seed=seed)
+    place = output or (path if path.is_dir() else path.parent) / TABLE_NAME
+    content = split_table(drawn)
+    try:
+        with place.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"{place} is there already; remove it, or choose another --output") from None
+    _show_splits(with_splits(found.with_table(content)))
+    out.print(f"written: {place}", soft_wrap=True)
+
+
+@data_app.command()
+def check(path: Source) -> None:
+    """Images that are there twice, byte for byte or nearly, within and across splits; exit code 1 if across."""
+    from trainers.formats.opening import open_images
+    from trainers.image_source import SPLITS
+    from trainers.repeats import between_splits, repeats
+
+    with _refusals():
+        opened = open_images(path)
+        with _progress("looking at the images", len(opened.names(opened.files))) as advance:
+            found, damaged = repeats(opened, on_image=advance)
+    by_splits = between_splits(found, opened)
+    table = Table("splits", "same bytes", "same pixels", "nearly the same", box=None, pad_edge=False)
+    across = []
+    for number, one in enumerate(SPLITS):
+        for two in SPLITS[number:]:
+            both = by_splits.get((one, two), []) + (by_splits.get((two, one), []) if one != two else [])
+            counts = [sum(repeat.kind == kind for repeat in both) for kind in ("bytes", "pixels", "nearly")]
+            table.add_row(f"{one}, {two}" if one != two else f"within {one}", *(f"{count:,}" for count in counts))
+            across += both if one != two else []
+    out.print(table)
+    out.print(f"images that cannot be decoded: {len(damaged):,}")
+    _show_some(damaged)
+    out.print(f"images of one split that are in another: {len(across):,}")
+    _show_some([f"{repeat.first} = {repeat.second} ({repeat.kind})" for repeat in across])
+    if across:
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager

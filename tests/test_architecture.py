@@ -19,7 +19,7 @@ MAY_IMPORT: Mapping[str, Sequence[str]] = {
     "lfs": ("search_space", "trainers", "lfs"),
     "analysis": ("search_space", "lfs.journal", "lfs.trial", "analysis"),
 }
-IN_ONE_MODULE = ("mlflow", "optuna", "plotly", "ray", "triton")
+IN_ONE_MODULE = ("mlflow", "optuna", "plotly", "pyarrow", "ray", "triton")
 SECOND_MODULE = {"ray": "lfs.tune"}
 BANNED_MODULES = ("cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve")
 BANNED_NAMES = {

@@ -17,12 +17,16 @@ from trainers.image_source import (
     DataError,
     Fingerprint,
     FoundImages,
+    ImageSource,
+    OnImage,
     Reader,
     by_class,
     fingerprints_by_reading,
     wanted,
 )
-from trainers.splits import TABLE_NAME
+from trainers.splits import TABLE_NAME, split_table
+
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: the same images give the same bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,7 @@ def find_in_zip(path: Path) -> FoundImages:
 
 
 def holds_class_folders(path: Path) -> bool:
-    """Whether a folder looks like `images/<class>/<file>` or `<class>/<file>`."""
-    if (path / "images").is_dir():
-        return True
+    """Whether a folder looks like `<class>/<file>`."""
     folders = (entry for entry in path.iterdir() if wanted(entry.name) and entry.is_dir())
     return any(wanted(child.name) and not child.is_dir() for folder in folders for child in folder.iterdir())
 
@@ -136,3 +138,24 @@ def refuse_unsafe(name: str, archive: Path) -> None:
     above = ".." in PurePosixPath(name).parts
     if above or name.startswith("/") or "\\" in name or ":" in name.split("/")[0]:
         raise DataError(f"{archive} holds the unsafe name '{name}'; names must be {LAYOUT}")
+
+
+def write_folder(source: ImageSource, target: Path, on_image: OnImage) -> None:
+    """A folder of `images/<class>/<file>` and `split.csv`."""
+    target.mkdir()
+    with source.reader() as read:
+        for name in source.names(source.files):
+            place = target / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(read(name))
+            on_image(name)
+    (target / TABLE_NAME).write_bytes(split_table(source.splits))
+
+
+def write_zip(source: ImageSource, target: Path, on_image: OnImage) -> None:
+    """A zip of `images/<class>/<file>` and `split.csv`, not compressed, for images are."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive, source.reader() as read:
+        archive.writestr(zipfile.ZipInfo(TABLE_NAME, _LONG_AGO), split_table(source.splits))
+        for name in source.names(source.files):
+            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), read(name))
+            on_image(name)

@@ -48,7 +48,8 @@ class FoundImages:
     """What a reader found at `path`, before it is known which class is in which split.
 
     `files` maps a class to its images' names, sorted. `splits` is what the format itself says of the splits, `table`
-    the content of a `split.csv`, which goes before it; both None where there is none.
+    the content of a `split.csv`, which goes before it; both None where there is none. `conflict` is why what the format
+    says of the splits cannot be used.
     """
 
     path: Path
@@ -57,6 +58,11 @@ class FoundImages:
     store: Store
     splits: Mapping[str, Split] | None = None
     table: bytes | None = None
+    conflict: str = ""
+
+    def with_table(self, table: bytes | None) -> "FoundImages":
+        """The same images with a `split.csv`."""
+        return replace(self, table=table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

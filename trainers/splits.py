@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from trainers.image_source import SPLITS, DataError, FoundImages, ImageSource, Split
@@ -20,6 +21,8 @@ def with_splits(found: FoundImages) -> ImageSource:
     """The set with each class in its split. Raises `DataError` where there are no such splits."""
     if found.table is not None:
         splits = _splits_from_table(_rows(found.table, found.path), found.files)
+    elif found.conflict:
+        raise DataError(f"in {found.path} {found.conflict}")
     elif found.splits is not None:
         splits = dict(found.splits)
     else:
@@ -102,3 +105,33 @@ def split_table(splits: Mapping[str, Split]) -> bytes:
     rows.writerow(("class", "split"))
     rows.writerows(sorted(splits.items()))
     return text.getvalue().encode()
+
+
+def drawn_splits(
+    files: Mapping[str, Sequence[str]], path: Path, *, val_share: float, test_share: float, seed: int
+) -> dict[str, Split]:
+    """A split of the classes drawn evenly along the list of them sorted by their number of images, so that each split
+    has small and large ones in the same proportion.
+
+    Raises `DataError` when the shares leave a split without the fewest classes that it needs.
+    """
+    ordered = sorted(files, key=lambda name: (len(files[name]) > 1, len(files[name]), name_hash(name, salt=f"{seed}")))
+    start = Fraction(int(name_hash("start", salt=f"{seed}")[:8], 16), 2**32)
+    splits: dict[str, Split] = dict.fromkeys(ordered, "train")
+    left = ordered
+    plan: tuple[tuple[Split, float, int], ...] = (
+        ("test", test_share, _FEWEST_TEST_CLASSES),
+        ("val", val_share, _FEWEST_VAL_CLASSES),
+    )
+    for split, share, fewest in plan:
+        count = round(share * len(ordered))
+        chosen = {left[int((index + start) * Fraction(len(left), count))] for index in range(count)}
+        pairable = sum(len(files[name]) > 1 for name in chosen)
+        if count and (len(chosen) < fewest or pairable < 2):
+            raise DataError(
+                f"a {split} share of {share:g} takes {len(chosen)} of the {len(ordered)} classes of {path}, {pairable} "
+                f"of them with two images, but {split} needs {fewest}, two with two images; choose a larger share"
+            )
+        splits |= dict.fromkeys(chosen, split)
+        left = [name for name in left if name not in chosen]
+    return splits

@@ -22,7 +22,7 @@ COMMANDS = {
     "dashboard": ["[RUN]", "--port"],
     "losses": ["[NAME]", "--set", "--plot", "--classes", "--json"],
     "export": ["RUN", "--output"],
-    "data": ["info", "proxy"],
+    "data": ["info", "proxy", "convert", "split", "check"],
 }
 ENTRANTS = ("adacos-dynamic", "adacos-fixed", "p2sgrad", "p2sgrad-recipe", "softmax", "constant-margin")
 

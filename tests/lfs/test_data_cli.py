@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from lfs.data_cli import FORMATS
+from lfs.journal import FILE_NAME, comparable, read_events
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
 from tests.lfs.test_bad_input import refused
 from trainers.formats.opening import open_images
-from trainers.formats.writing import WRITERS
+from trainers.formats.writing import WRITERS, write_images
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -103,11 +104,57 @@ def test_a_damaged_image_ends_a_proxy_and_leaves_nothing(here: Path) -> None:
 
 def test_a_set_is_converted_there_and_back(shapes: Path, here: Path) -> None:
     whole = open_images(shapes)
-    names = whole.names(whole.files)
-    for number, kind in enumerate(FORMATS):
-        assert lossearch("data", "convert", shapes, f"{number}", "--format", kind).code == 0
-        converted = open_images(here / f"{number}")
+    for kind, name in (("recordio", "records"), ("webdataset", "shards"), ("zip", "x.zip"), ("parquet", "x.parquet")):
+        choice = [] if "." in name else ["--format", kind]
+        assert lossearch("data", "convert", shapes, name, *choice).code == 0
+        converted = open_images(here / name)
         assert (converted.format, converted.files, converted.splits) == (kind, whole.files, whole.splits)
-        assert converted.fingerprints(names) == whole.fingerprints(names)
     refused(lossearch("data", "convert", shapes, "x", "--format", "lmdb"), "unknown format 'lmdb'", *FORMATS)
     assert tuple(WRITERS) == FORMATS
+
+
+def test_split_saves_a_table_where_a_search_finds_it(here: Path) -> None:
+    (draw_images(here / "set") / "split.csv").unlink()
+    done = lossearch("data", "split", "set", "--val", "0.25", "--test", "0.25")
+    assert done.code == 0, done.err
+    assert ["val", "4", "4", "4", "24"] in rows(done.out)
+    source = open_images(here / "set")
+    assert [len(source.classes(split)) for split in ("train", "val", "test")] == [8, 4, 4]
+    table = (here / "set" / "split.csv").read_bytes()
+    refused(lossearch("data", "split", "set", "--val", "0.3"), "set/split.csv is there already", "--output")
+    refused(
+        lossearch("data", "split", "set", "--val", "0.1", "--output", "x.csv"), "val share of 0.1 takes 2", "needs 4"
+    )
+    assert (here / "set" / "split.csv").read_bytes() == table
+    assert not (here / "x.csv").exists()
+
+
+def test_check_names_what_is_in_two_splits(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape15" / "copy.png").write_bytes((images / "shape02" / "3.png").read_bytes())
+    done = lossearch("data", "check", "set")
+    assert done.code == 1
+    assert "images/shape02/3.png = images/shape15/copy.png (bytes)" in done.out
+    assert "images that cannot be decoded: 0" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "folder"])
+def test_a_search_keeps_the_same_journal_in_every_format(
+    kind: str, finished_search: tuple[Path, Result], shapes: Path, here: Path
+) -> None:
+    target = here / kind / "shapes"
+    write_images(open_images(shapes), target, kind=kind)
+    path = target / "list.csv" if kind == "list" else target
+    if kind in ("npz", "parquet", "tar", "zip"):
+        path = target.rename(target.with_suffix(f".{kind}"))
+    assert lossearch("search", "--data", path, "--run", "space/runs/tiny", *TINY_SEARCH).code == 0
+    first, again = (
+        [comparable(event) for event in read_events(run / FILE_NAME)[0]]
+        for run in (finished_search[0], here / "space" / "runs" / "tiny")
+    )
+    for journal in (first, again):
+        journal[0]["config"]["data"].pop("path")
+        journal[0]["data"].pop("name")
+        journal[0].pop("search_id")
+    assert again == first

@@ -4,12 +4,24 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from trainers.formats.arrow_tables import find_in_tables, holds_tables
+from trainers.formats.image_lists import find_in_csv
+from trainers.formats.pixel_arrays import find_in_npz, find_olivetti
 from trainers.formats.record_sets import find_in_records
+from trainers.formats.tar_files import find_in_tar
 from trainers.image_folder import find_in_folder, find_in_zip, holds_class_folders
 from trainers.image_source import LAYOUT, DataError, FoundImages, ImageSource
 from trainers.splits import with_splits
 
-FILES: Mapping[str, Callable[[Path], FoundImages]] = {".rec": find_in_records, ".zip": find_in_zip}
+FILES: Mapping[str, Callable[[Path], FoundImages]] = {
+    ".csv": find_in_csv,
+    ".npz": find_in_npz,
+    ".parquet": find_in_tables,
+    ".pkz": find_olivetti,
+    ".rec": find_in_records,
+    ".tar": find_in_tar,
+    ".zip": find_in_zip,
+}
 """What reads a file of each known ending."""
 
 
@@ -61,13 +73,30 @@ def _find_in_file(path: Path) -> FoundImages:
 
 
 def _find_in_folder(path: Path) -> FoundImages:
-    if holds_class_folders(path):
+    if (path / "images").is_dir():
         return find_in_folder(path)
     if any(path.glob("*.rec")):
         return find_in_records(path)
+    if holds_tables(path):
+        return find_in_tables(path)
+    if any(path.glob("*.tar")):
+        return find_in_tar(path)
+    if found := _find_in_cache_of_sklearn(path):
+        return found
+    if holds_class_folders(path):
+        return find_in_folder(path)
     zips = sorted(path.glob("*.zip"))
     if len(zips) > 1:
         raise DataError(f"{path} holds {len(zips)} zips and no images folder; give one of them, such as {zips[0]}")
     if not zips:
         raise DataError(f"{path} is not an image folder; it must hold {LAYOUT} or exactly one zip of that")
     return find_in_zip(zips[0])
+
+
+def _find_in_cache_of_sklearn(path: Path) -> FoundImages | None:
+    """What `fetch_lfw_people` or `fetch_olivetti_faces` of scikit-learn left in its folder, None where it did not."""
+    for faces in ("lfw_home/lfw_funneled", "lfw_funneled", "lfw_home/lfw"):
+        if (path / faces).is_dir():
+            return find_in_folder(path / faces)
+    cached = path / "olivetti_py3.pkz"
+    return find_olivetti(cached) if cached.exists() else None

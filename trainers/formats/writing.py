@@ -2,16 +2,17 @@
 
 import contextlib
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainers.formats.arrow_tables import write_hugging_face, write_parquet
+from trainers.formats.image_lists import write_list
+from trainers.formats.pixel_arrays import write_npz
 from trainers.formats.record_sets import write_records
+from trainers.formats.tar_files import write_shards, write_tar
+from trainers.image_folder import write_folder, write_zip
 from trainers.image_source import DataError, ImageSource, OnImage
-from trainers.splits import TABLE_NAME, split_table
-
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: the same images give the same bytes
 
 
 def write_images(
@@ -59,34 +60,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_folder(source: ImageSource, target: Path, on_image: OnImage) -> None:
-    target.mkdir()
-    for name, content in contents(source):
-        place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-        on_image(name)
-    (target / TABLE_NAME).write_bytes(split_table(source.splits))
-
-
-def _write_zip(source: ImageSource, target: Path, on_image: OnImage) -> None:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(TABLE_NAME, _LONG_AGO), split_table(source.splits))
-        for name, content in contents(source):
-            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), content)
-            on_image(name)
-
-
-def contents(source: ImageSource) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each image, class by class."""
-    with source.reader() as read:
-        for name in source.names(source.files):
-            yield name, read(name)
-
-
 WRITERS: Mapping[str, Callable[[ImageSource, Path, OnImage], None]] = {
-    "folder": _write_folder,
+    "folder": write_folder,
+    "huggingface": write_hugging_face,
+    "list": write_list,
+    "npz": write_npz,
+    "parquet": write_parquet,
     "recordio": write_records,
-    "zip": _write_zip,
+    "tar": write_tar,
+    "webdataset": write_shards,
+    "zip": write_zip,
 }
-_ENDINGS = {".zip": "zip"}
+_ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}

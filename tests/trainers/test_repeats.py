@@ -1,0 +1,75 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from tests.trainers.test_image_folder import SPLIT, split_csv, write_folder
+from trainers.formats.opening import open_images
+from trainers.repeats import Repeat, between_splits, repeats
+
+RealData = Callable[[str], Path]
+
+
+def picture(seed: int) -> Image.Image:
+    """Soft blobs, as different from each other as photographs are."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(3))
+
+
+def saved(image: Image.Image, kind: str = "png", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def contents() -> dict[str, bytes]:
+    names = [f"images/{name}/{number}.png" for name in SPLIT for number in range(4)]
+    return {name: saved(picture(seed)) for seed, name in enumerate(names)} | {"split.csv": split_csv(SPLIT)}
+
+
+def test_different_pictures_are_no_repeats(contents: dict[str, bytes], tmp_path: Path) -> None:
+    assert repeats(open_images(write_folder(tmp_path, contents))) == ([], [])
+
+
+def test_repeats_are_found_and_told_apart(contents: dict[str, bytes], tmp_path: Path) -> None:
+    first, planted = (
+        "images/class00/0.png",
+        {
+            "images/class05/bytes.png": contents["images/class00/0.png"],
+            "images/class06/pixels.bmp": saved(picture(0), "bmp"),
+            "images/class09/resaved.jpg": saved(picture(0), "jpeg", quality=60),
+            "images/class10/smaller.png": saved(picture(0).resize((70, 70), Image.Resampling.BILINEAR)),
+            "images/class11/torn.png": contents[first := "images/class00/0.png"][:60],
+        },
+    )
+    source = open_images(write_folder(tmp_path, contents | planted))
+    found, damaged = repeats(source)
+    assert damaged == ["images/class11/torn.png"]
+    copies = list(planted)
+    assert [repeat for repeat in found if repeat.first == first] == [
+        Repeat(first, copies[0], "bytes"),
+        Repeat(first, copies[1], "pixels"),
+        Repeat(first, copies[2], "nearly"),
+        Repeat(first, copies[3], "nearly"),
+    ]
+    assert [(repeat.first, repeat.second) for repeat in found if repeat.first != first] == [(copies[2], copies[3])]
+    assert {splits: len(pairs) for splits, pairs in between_splits(found, source).items()} == {
+        ("train", "val"): 2,
+        ("train", "test"): 2,
+        ("test", "test"): 1,
+    }
+
+
+def test_the_known_repeat_of_lfw_is_found(real_data: RealData) -> None:
+    source = open_images(real_data("lfw112"))
+    few = {name: source.files[name] for name in list(source.files)[::40]}
+    chosen = few | {name: source.files[name] for name in ("Gabrielle_Rose", "Martha_Bowen")}
+    found, damaged = repeats(source.only(chosen))
+    names = ("images/Gabrielle_Rose/Gabrielle_Rose_0001.jpg", "images/Martha_Bowen/Martha_Bowen_0002.jpg")
+    assert names in {(repeat.first, repeat.second) for repeat in found}
+    assert len(found) < 4
+    assert damaged == []

@@ -1,0 +1,35 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainers.image_source import SPLITS, DataError
+from trainers.splits import drawn_splits
+
+SIZES = np.random.default_rng(0).geometric(0.1, 1000)
+FILES = {f"c{index:04d}": ("x",) * int(size) for index, size in enumerate(SIZES)}
+
+
+def test_each_split_has_its_share_of_small_and_of_large_classes() -> None:
+    splits = drawn_splits(FILES, Path("set"), val_share=0.15, test_share=0.2, seed=0)
+    assert Counter(splits.values()) == {"train": 650, "val": 150, "test": 200}
+    medians = {split: np.median([len(FILES[name]) for name in FILES if splits[name] == split]) for split in SPLITS}
+    assert max(medians.values()) - min(medians.values()) <= 1
+    singles = {split: sum(len(FILES[name]) == 1 and splits[name] == split for name in FILES) for split in SPLITS}
+    total = sum(singles.values())
+    assert singles == pytest.approx({"train": 0.65 * total, "val": 0.15 * total, "test": 0.2 * total}, abs=2)
+
+
+def test_the_seed_decides_and_no_share_is_no_split() -> None:
+    first, again, other = (
+        drawn_splits(FILES, Path("set"), val_share=0.1, test_share=0, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert set(first.values()) == {"train", "val"}
+
+
+def test_a_share_that_leaves_too_few_is_refused() -> None:
+    few = dict(list(FILES.items())[:20])
+    with pytest.raises(DataError, match=r"a val share of 0\.1 takes 2 of the 20 classes .* but val needs 4"):
+        drawn_splits(few, Path("set"), val_share=0.1, test_share=0.2, seed=0)

@@ -1,0 +1,227 @@
+"""Image sets in Arrow tables: parquet files, and folders of Hugging Face's `datasets` on disk.
+
+An image is a struct of `bytes` and `path`, as `datasets` has it, or plain bytes; or a table lists paths. A label is a
+text or a number, which the features that `datasets` keeps beside or in the schema may name. Parquet is held in memory
+while it is read, Arrow files are mapped.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
+from trainers.formats.labelled import Row, found_in_table, image_names
+from trainers.image_folder import beside
+from trainers.image_source import (
+    DataError,
+    Fingerprint,
+    FoundImages,
+    ImageSource,
+    OnImage,
+    Reader,
+    fingerprints_by_reading,
+)
+from trainers.splits import TABLE_NAME
+
+_IMAGE_WORDS = ("image", "img", "bytes", "image_bytes", "content")
+_WRITTEN_AT_ONCE = 1000
+_IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowStore:
+    """Images in columns of bytes; `rows` says in which column, and in which row of it, each is."""
+
+    columns: Sequence[pa.ChunkedArray]
+    rows: Mapping[str, tuple[int, int]]
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """What reads images while the context lasts."""
+
+        def read(name: str) -> bytes:
+            column, row = self.rows[name]
+            content = self.columns[column][row].as_py()
+            if not isinstance(content, bytes):
+                raise DataError(f"{name} has no bytes; a table must hold the images themselves")
+            return content
+
+        yield read
+
+    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
+        """Name, size and CRC-32 of each image."""
+        return fingerprints_by_reading(self, names)
+
+
+def holds_tables(path: Path) -> bool:
+    """Whether a folder holds parquet files or what `datasets.save_to_disk` writes."""
+    saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+    return saved or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+
+
+def find_in_tables(path: Path) -> FoundImages:
+    """The images of a parquet file, or of a folder that `holds_tables`. Raises `DataError`."""
+    try:
+        return _found(path, list(_tables(path)))
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read as a table ({reason}); restore it") from error
+
+
+def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
+    rows: list[Row] = []
+    columns: list[pa.ChunkedArray] = []
+    at: list[tuple[int, int]] = []
+    for number, (table, names, split) in enumerate(parts):
+        images = next((word for word in _IMAGE_WORDS if _holds_bytes(table, word)), None)
+        if images is None:
+            listed = [row for each in parts for row in _listed(*each, path)]
+            return found_in_list(path if path.is_file() else path / "list", listed)
+        of_part, column = _rows(table, images, names, split, path)
+        rows += of_part
+        columns.append(column)
+        at += [(number, row) for row in range(len(of_part))]
+    image_of = image_names(rows, path)
+    store = ArrowStore(columns, dict(zip(image_of, at, strict=True)))
+    kind = "parquet" if path.is_file() else "huggingface"
+    folder = path.parent if path.is_file() else path
+    return found_in_table(path, kind, rows, image_of, store).with_table(beside(folder / TABLE_NAME))
+
+
+_Part = tuple[pa.Table, Sequence[str], str]
+"""A table, the names of its label's numbers (none: they have none), and the split that its place tells."""
+
+
+def _tables(path: Path) -> Iterator[_Part]:
+    if path.is_file():
+        yield _parquet(path, "")
+    elif (path / "dataset_dict.json").exists():
+        for split in json.loads((path / "dataset_dict.json").read_bytes())["splits"]:
+            yield from _saved(path / PurePosixPath(str(split)).name, str(split))
+    elif (path / "state.json").exists():
+        yield from _saved(path, "")
+    else:
+        for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+            split = file.name.partition("-")[0].partition(".")[0]
+            yield _parquet(file, split if split in ("train", "validation", "test") else "")
+
+
+def _parquet(file: Path, split: str) -> _Part:
+    table = pq.read_table(file, partitioning=None, page_checksum_verification=True)
+    kept = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return table, _label_names(kept.get("info", {}).get("features", {})), split
+
+
+def _saved(folder: Path, split: str) -> Iterator[_Part]:
+    """What `save_to_disk` wrote into a folder: files of Arrow streams, listed in `state.json`."""
+    features = json.loads((folder / "dataset_info.json").read_bytes()).get("features") or {}
+    for listed in json.loads((folder / "state.json").read_bytes())["_data_files"]:
+        file = folder / PurePosixPath(str(listed["filename"])).name
+        with pa.ipc.open_stream(pa.memory_map(str(file))) as stream:
+            yield stream.read_all(), _label_names(features), split
+
+
+def _label_names(features: Mapping[str, Any]) -> Sequence[str]:
+    """The classes that a `ClassLabel` names."""
+    label = next((features[word] for word in LABEL_WORDS if word in features), None)
+    names = label.get("names") if isinstance(label, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _holds_bytes(table: pa.Table, column: str) -> bool:
+    if column not in table.column_names:
+        return False
+    kind = table.schema.field(column).type
+    if pa.types.is_struct(kind):
+        return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _rows(
+    table: pa.Table, images: str, names: Sequence[str], split: str, path: Path
+) -> tuple[list[Row], pa.ChunkedArray]:
+    """The rows of a table that holds images, and its column of bytes."""
+    column = table[images]
+    files: list[str | None] = [None] * len(table)
+    if pa.types.is_struct(column.type):
+        has_path = any(column.type.field(index).name == "path" for index in range(column.type.num_fields))
+        files = pc.struct_field(column, "path").to_pylist() if has_path else files
+        column = pc.struct_field(column, "bytes")
+    width = len(str(len(table)))
+    labels, splits = _labels(table, names, path), _splits(table, split)
+    rows = [
+        Row(label, file or f"{split}{number:0{width}d}.img", of_row)
+        for number, (label, file, of_row) in enumerate(zip(labels, files, splits, strict=True))
+    ]
+    return rows, column
+
+
+def _listed(table: pa.Table, names: Sequence[str], split: str, path: Path) -> list[Row]:
+    """The rows of a table that lists paths."""
+    files = table[column_of(PATH_WORDS, table.column_names, path)].to_pylist()
+    columns = zip(_labels(table, names, path), files, _splits(table, split), strict=True)
+    return [Row(label, str(file), of_row) for label, file, of_row in columns]
+
+
+def _labels(table: pa.Table, names: Sequence[str], path: Path) -> list[str]:
+    values = table[column_of(LABEL_WORDS, table.column_names, path)].to_pylist()
+    if names and all(isinstance(value, int) and 0 <= value < len(names) for value in values):
+        return [names[value] for value in values]
+    return ["" if value is None else str(value) for value in values]
+
+
+def _splits(table: pa.Table, split: str) -> list[str]:
+    if "split" not in table.column_names:
+        return [split] * len(table)
+    return [str(value or "") for value in table["split"].to_pylist()]
+
+
+def write_parquet(source: ImageSource, target: Path, on_image: OnImage) -> None:
+    """One parquet file: `image` (a struct of `bytes` and `path`), `label` (the class) and `split`."""
+    text = {"dtype": "string", "_type": "Value"}
+    features = {"image": {"_type": "Image"}, "label": text, "split": text}
+    schema = pa.schema(
+        [("image", _IMAGE_TYPE), ("label", pa.string()), ("split", pa.string())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    _write(source, list(source.files), target, schema, on_image)
+
+
+def write_hugging_face(source: ImageSource, target: Path, on_image: OnImage) -> None:
+    """A folder that `datasets.load_dataset` reads: `data/<split>-00000-of-00001.parquet`, labels as `ClassLabel`."""
+    names = list(source.files)
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    schema = pa.schema(
+        [("image", _IMAGE_TYPE), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    (target / "data").mkdir(parents=True)
+    for split, word in (("train", "train"), ("val", "validation"), ("test", "test")):
+        classes = [name for name in names if source.splits[name] == split]
+        if classes:
+            _write(source, classes, target / "data" / f"{word}-00000-of-00001.parquet", schema, on_image)
+
+
+def _write(source: ImageSource, classes: Sequence[str], file: Path, schema: pa.Schema, on_image: OnImage) -> None:
+    numbers = {name: number for number, name in enumerate(source.files)}
+    names = source.names(classes)
+    with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer, source.reader() as read:
+        for first in range(0, len(names), _WRITTEN_AT_ONCE):
+            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+            for name in names[first : first + _WRITTEN_AT_ONCE]:
+                label = PurePosixPath(name).parts[1]
+                columns["image"].append({"bytes": read(name), "path": name})
+                columns["label"].append(label if "split" in columns else numbers[label])
+                if "split" in columns:
+                    columns["split"].append(source.splits[label])
+                on_image(name)
+            writer.write_table(pa.table(columns, schema=schema))

@@ -1,0 +1,78 @@
+"""Lists of image files with their classes: a CSV with the columns `path`, `label` and optionally `split`."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.formats.labelled import Row, found_in_table, image_names
+from trainers.image_folder import reading, write_folder
+from trainers.image_source import (
+    DataError,
+    Fingerprint,
+    FoundImages,
+    ImageSource,
+    OnImage,
+    Reader,
+    fingerprints_by_reading,
+)
+
+PATH_WORDS = ("path", "file", "filename", "image_path", "image")
+LABEL_WORDS = ("label", "class", "identity", "id", "target")
+"""What the columns may be called; the first that is there counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListStore:
+    """Image files anywhere, by name."""
+
+    files: Mapping[str, Path]
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """What reads images while the context lasts."""
+        yield lambda name: reading(self.files[name].read_bytes, str(self.files[name]), self.files[name].parent)
+
+    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
+        """Name, size and CRC-32 of each image."""
+        return fingerprints_by_reading(self, names)
+
+
+def find_in_csv(path: Path) -> FoundImages:
+    """The images that a CSV lists; paths are relative to its folder. Raises `DataError`."""
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+        table = csv.DictReader(content.splitlines(), strict=True)
+        columns = table.fieldnames or []
+        place, label = (column_of(words, columns, path) for words in (PATH_WORDS, LABEL_WORDS))
+        rows = [Row(each[label] or "", each[place] or "", each.get("split") or "") for each in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one") from error
+    return found_in_list(path, rows)
+
+
+def found_in_list(path: Path, rows: Sequence[Row]) -> FoundImages:
+    """The set of these rows, whose files are paths from the folder of `path`."""
+    names = image_names(rows, path)
+    files = {name: path.parent / row.file for name, row in zip(names, rows, strict=True)}
+    return found_in_table(path, "list", rows, names, ListStore(files))
+
+
+def column_of(words: Sequence[str], columns: Sequence[str], path: Path) -> str:
+    """The first of these words that is a column. Raises `DataError` when none is."""
+    for word in words:
+        if word in columns:
+            return word
+    raise DataError(
+        f"{path} lacks a column '{words[0]}' (or {', '.join(words[1:])}); it has {', '.join(columns)[:200] or 'none'}"
+    )
+
+
+def write_list(source: ImageSource, target: Path, on_image: OnImage) -> None:
+    """A folder of images and `list.csv`, which says the class and split of each."""
+    write_folder(source, target, on_image)
+    with (target / "list.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("path", "label", "split"))
+        rows.writerows((name, label, source.splits[label]) for label in source.files for name in source.files[label])

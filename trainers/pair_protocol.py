@@ -1,0 +1,113 @@
+"""Lists of pairs to verify, as Labeled Faces in the Wild has them, and their accuracy in folds.
+
+P pairs in F folds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from trainers.formats.pair_sets import PairSet
+from trainers.image_source import DataError, ImageSource
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairList:
+    """The images of each pair by (identity, number from 1 on), which pairs are genuine, and in which fold each is."""
+
+    first: Sequence[tuple[str, int]]
+    second: Sequence[tuple[str, int]]
+    genuine_P: Bools
+    fold_P: Ints
+
+
+def read_pair_list(path: Path) -> PairList:
+    """The pairs of a `pairs.txt`: first the numbers of folds and of pairs of each kind in one (a single number: those
+    of the only fold), then fold by fold the genuine pairs (`name i j`) and as many impostor pairs (`name i name j`),
+    separated by tabs.
+
+    Raises `DataError` for any other content.
+    """
+    try:
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); give a list of pairs") from error
+    head = lines[0] if lines else []
+    if len(head) not in (1, 2) or not all(map(_is_count, head)):
+        raise DataError(f"{path} must begin with the number of folds and of pairs of each kind, separated by a tab")
+    folds, each = (1, int(head[0])) if len(head) == 1 else (int(head[0]), int(head[1]))
+    if len(lines) - 1 != 2 * folds * each:
+        raise DataError(f"{path} promises {2 * folds * each} pairs, but has {len(lines) - 1}")
+    first, second = [], []
+    for number, line in enumerate(lines[1:]):
+        genuine = number % (2 * each) < each
+        name, *others = line
+        right = [name, others[0], name, others[1]] if genuine and len(line) == 3 else line
+        if len(line) != (3 if genuine else 4) or not (_is_count(right[1]) and _is_count(right[3])):
+            kind = "genuine pair (name, i, j)" if genuine else "impostor pair (name, i, name, j)"
+            raise DataError(f"pair {number + 1} of {path} is no {kind}, separated by tabs")
+        first.append((right[0], int(right[1])))
+        second.append((right[2], int(right[3])))
+    number_P = np.arange(len(first))
+    return PairList(first=first, second=second, genuine_P=number_P % (2 * each) < each, fold_P=number_P // (2 * each))
+
+
+def _is_count(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and 0 < len(word) < 10 and int(word) > 0
+
+
+def image_of(source: ImageSource) -> Mapping[tuple[str, int], str]:
+    """The images of a set by (identity, number), the number being the last digits of the file's name before its ending,
+    as in `Ann_Veneman_0003.jpg`."""
+    by_number: dict[tuple[str, int], str] = {}
+    for identity, names in source.files.items():
+        for name in names:
+            digits = PurePosixPath(name).stem.rpartition("_")[2]
+            if _is_count(digits):
+                by_number[identity, int(digits)] = name
+    return by_number
+
+
+def pair_set(pairs: PairList, source: ImageSource) -> PairSet:
+    """The pairs with their images, as `write_pairs` takes them. Raises `DataError` when an image is not in `source`."""
+    names = image_of(source)
+    wanted = [image for both in zip(pairs.first, pairs.second, strict=True) for image in both]
+    missing = next((image for image in wanted if image not in names), None)
+    if missing is not None:
+        raise DataError(f"{source.path} has no image {missing[1]} of {missing[0]}, which the list of pairs names")
+    with source.reader() as read:
+        contents = {image: read(names[image]) for image in dict.fromkeys(wanted)}
+    return PairSet(images=[contents[image] for image in wanted], genuine_P=pairs.genuine_P)
+
+
+def accuracy_by_fold(score_P: npt.NDArray[np.float32], genuine_P: Bools, fold_P: Ints) -> Floats:
+    """The accuracy in each fold under the threshold that suits all other folds best, F (Huang et al. 2007, View 2).
+
+    A pair is accepted when its score lies strictly above the threshold. Every threshold that tells two scores apart is
+    tried: halfway between neighbours, below all and above all; of equally good ones the lowest is taken. Raises
+    `ValueError` for fewer than two folds.
+    """
+    folds = np.unique(fold_P)
+    if len(folds) < 2:
+        raise ValueError("a threshold from the other folds needs two folds or more")
+    accuracy = []
+    for fold in folds:
+        here = fold_P == fold
+        threshold = _best_threshold(score_P[~here], genuine_P[~here])
+        accuracy.append(((score_P[here] > threshold) == genuine_P[here]).mean())
+    return np.array(accuracy)
+
+
+def _best_threshold(score_P: npt.NDArray[np.float32], genuine_P: Bools) -> float:
+    rising, first, count = np.unique(score_P.astype(np.float64), return_inverse=True, return_counts=True)
+    genuine = np.bincount(first, weights=genuine_P, minlength=len(rising))
+    gain = np.concatenate([[0], np.cumsum(count - 2 * genuine)])  # right decisions more than when all are accepted
+    thresholds = np.concatenate([[-np.inf], (rising[1:] + rising[:-1]) / 2, [np.inf]])
+    return float(thresholds[gain.argmax()])
