@@ -4,6 +4,7 @@ from search_space import catalog, parts
 from search_space.domains import Choice, Domain, Space, Values
 from search_space.head import MarginHead
 from search_space.loss import Loss, build, target_logit
+from search_space.margin_loss import margin_loss
 from search_space.schedule import LossSchedule, ScheduleEntry
 from search_space.spaces import AMLFS, SPACES, AnySpace, CombinedMargin, ModulatingBins, ModulatingFactor
 from search_space.spec import LossSpec
@@ -28,6 +29,7 @@ __all__ = [
     "Values",
     "build",
     "catalog",
+    "margin_loss",
     "parts",
     "target_logit",
 ]

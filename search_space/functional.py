@@ -4,6 +4,8 @@ Shapes: N batch, C classes, R rows of class weights, D embedding. `cos_NC` holds
 weights, `cos_N` those of the targets. Every function returns one value a sample; the caller reduces.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +55,11 @@ def angle(cos_N: Tensor) -> Tensor:
 def straight_through(cos: Tensor, mapped: Tensor, gradient: GradientMode) -> Tensor:
     """`mapped`, or for `detached` its value with the gradient of `cos` (characteristic gradient detachment)."""
     return mapped if gradient == "exact" else cos + (mapped - cos).detach()
+
+
+def mapped_through(n: Callable[[Tensor], Tensor], gradient: GradientMode, cos: Tensor) -> Tensor:
+    """n(cos), its gradient as `gradient` says."""
+    return straight_through(cos, n(cos), gradient)
 
 
 def gather_target(value_NC: Tensor, label_N: Tensor) -> Tensor:

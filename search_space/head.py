@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from search_space.chunked import Memory
 from search_space.loss import Loss, build, carries_over
+from search_space.margin_loss import Implementation, margin_loss
 from search_space.spec import LossSpec
+from search_space.step_buffers import Buffers
 
 
 class MarginHead(nn.Module):
@@ -17,6 +20,9 @@ class MarginHead(nn.Module):
     `sample_rate` below 1 computes the loss over the batch's own classes and as many random others as make that share
     of all (Partial FC, An et al. 2021). For half precision use autocast: `head.half()` would round what the loss
     tracks. `generator` makes the initial weights repeatable (rows of expected norm 1).
+
+    `impl` and `memory` say how `margin_loss` computes it. With `persistent_buffers` what `chunked` allocates stays with
+    the head: one forward, one backward, `zero_grad(set_to_none=True)`, in turn; anything else raises RuntimeError.
     """
 
     def __init__(
@@ -28,12 +34,17 @@ class MarginHead(nn.Module):
         class_counts: Sequence[int] | None = None,
         sample_rate: float = 1.0,
         generator: torch.Generator | None = None,
+        impl: Implementation = "auto",
+        memory: Memory = "store",
+        persistent_buffers: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate must lie in (0, 1], but got sample_rate={sample_rate}")
         self._num_classes, self._class_counts = num_classes, class_counts
         self._classes_seen = max(2, round(sample_rate * num_classes))
+        self.impl, self.memory, self.persistent_buffers = impl, memory, persistent_buffers
+        self._kept = Buffers() if persistent_buffers else None
         self.loss = self._build(spec)
         self.weight = nn.Parameter(torch.randn(num_classes * spec.centers, dim, generator=generator) / dim**0.5)
 
@@ -81,13 +92,25 @@ class MarginHead(nn.Module):
             )
         losses_N: Tensor
         if self._classes_seen == self._num_classes:
-            losses_N = self.loss(embeddings_ND, self.weight, labels_N)
+            losses_N = self._losses(embeddings_ND, self.weight, labels_N, None)
         else:
             class_S = self._sampled(labels_N)
             weight_SKD = self.weight.view(self._num_classes, -1, self.weight.shape[1])[class_S]
             column_N = torch.searchsorted(class_S, labels_N)
-            losses_N = self.loss(embeddings_ND, weight_SKD.flatten(0, 1), column_N, class_N=labels_N)
+            losses_N = self._losses(embeddings_ND, weight_SKD.flatten(0, 1), column_N, labels_N)
         return losses_N.mean()
+
+    def _losses(self, x_ND: Tensor, w_RD: Tensor, label_N: Tensor, class_N: Tensor | None) -> Tensor:
+        return margin_loss(
+            self.loss,
+            x_ND,
+            w_RD,
+            label_N,
+            class_N=class_N,
+            impl=self.impl,
+            memory=self.memory,
+            buffers=self._kept,
+        )
 
     def _sampled(self, labels_N: Tensor) -> Tensor:
         """The batch's classes and random others, S of them, rising."""

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
+from search_space.chunked import CHUNK_ROWS, ChunkedNegatives, Memory
 from search_space.distributed import gathered
-from search_space.maps import Batch, column, make_negative_map, target_map
-from search_space.objectives import Logits, make_objective
+from search_space.maps import Batch, DenseNegatives, NegativeMap, Negatives, column, make_negative_map, target_map
+from search_space.objectives import Logits, make_objective, softmax_objective
 from search_space.providers import DynamicAdaCos, LearnedMargins, margin_provider, scale_provider
 from search_space.spec import COSINE_OBJECTIVES, LossSpec
+from search_space.step_buffers import Buffers
 
 NOMINAL_NORM = 20.0
 """‖x‖ where a loss is drawn or probed without embeddings: the middle of AdaFace's range, as it starts."""
@@ -54,19 +57,48 @@ class Loss(nn.Module):
         `w_RD` holds a sample of all classes. Raises ValueError when `w_RD` has another number of rows than the loss was
         built for.
         """
-        if len(w_RD) != self.rows:
-            raise ValueError(
-                f"the loss was built for num_classes={self.num_classes} and needs {self.rows} class weights, but got "
-                f"{len(w_RD)}"
-            )
+        self._refuse_misfit(w_RD)
         with torch.autocast(device_type=x_ND.device.type, enabled=False):
             cos_NC = fn.nearest_center(fn.cosines(x_ND, w_RD), self.spec.centers)
             loss_N = self.from_cosines(cos_NC, label_N, norm_N=fn.norms(x_ND), class_N=class_N)
-            if isinstance(self.spec.regularizer, parts.EnergyRegularizer):
-                one_sample_for_all = self.training and class_N is None
-                present = gathered(label_N) if one_sample_for_all else label_N
-                loss_N = loss_N + self.spec.regularizer.strength * hyperspherical_energy(w_RD, present)
-            return loss_N
+            return loss_N + self._energy(w_RD, label_N, class_N)
+
+    def chunked(
+        self,
+        x_ND: Tensor,
+        w_RD: Tensor,
+        label_N: Tensor,
+        *,
+        class_N: Tensor | None = None,
+        memory: Memory = "store",
+        chunk_rows: int = CHUNK_ROWS,
+        buffers: Buffers | None = None,
+    ) -> Tensor:
+        """What `forward` gives, without a matrix of all cosines, for a softmax of the logits (`ChunkedNegatives`).
+
+        `memory` says whether backward finds exponentials N×C stored in place of the cosines, or computes them again;
+        `buffers` keeps what this batch allocates for the next.
+        """
+        self._refuse_misfit(w_RD)
+        with torch.autocast(device_type=x_ND.device.type, enabled=False):
+            unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
+            negatives = ChunkedNegatives(
+                unit_ND,
+                w_RD,
+                label_N,
+                centers=self.spec.centers,
+                memory=memory,
+                chunk_rows=chunk_rows,
+                buffers=buffers,
+            )
+            cos_y_N = negatives.targets(unit_ND, w_RD)
+            batch = self._batch(negatives, cos_y_N, label_N, fn.norms(x_ND), class_N)
+            scale = self.scale(batch)
+            target_N, negative = self._mapped(batch, scale)
+            changes = not isinstance(self.spec.negative, parts.IdentityNegative)
+            gap_N = negatives.gap(cos_y_N, target_N, scale, negative if changes else None)
+            loss_N = self.spec.weight * softmax_objective(self.spec.objective, gap_N) + self._penalty(batch)
+            return loss_N + self._energy(w_RD, label_N, class_N)
 
     def from_cosines(
         self, cos_NC: Tensor, label_N: Tensor, *, norm_N: Tensor | None = None, class_N: Tensor | None = None
@@ -75,42 +107,67 @@ class Loss(nn.Module):
 
         All but the hyperspherical energy, which is of the class weights.
         """
-        batch = self._batch(cos_NC, label_N, norm_N, class_N)
+        of, batch = self._dense(cos_NC, label_N, norm_N, class_N)
         scale = self.scale(batch)
-        loss_N = self.objective(batch, scale, self._logits)
+        loss_N = self.objective(of, batch, scale, self._logits)
         return self.spec.weight * loss_N + self._penalty(batch)
 
     def logits(self, cos_NC: Tensor, label_N: Tensor, *, norm_N: Tensor | None = None) -> Logits:
         """The target's and the negatives' logits. Raises ValueError for an objective on bare cosines."""
         if isinstance(self.spec.objective, COSINE_OBJECTIVES):
             raise ValueError(f"objective '{self.spec.objective.kind}' works on bare cosines and has no logits")
-        batch = self._batch(cos_NC, label_N, norm_N, None)
-        return self._logits(batch, self.scale(batch))
+        of, batch = self._dense(cos_NC, label_N, norm_N, None)
+        return self._logits(of, batch, self.scale(batch))
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""
         return self.scale.diagnose() if isinstance(self.scale, DynamicAdaCos) else None
 
-    def _batch(self, cos_NC: Tensor, label_N: Tensor, norm_N: Tensor | None, class_N: Tensor | None) -> Batch:
+    def _refuse_misfit(self, w_RD: Tensor) -> None:
+        if len(w_RD) != self.rows:
+            raise ValueError(
+                f"the loss was built for num_classes={self.num_classes} and needs {self.rows} class weights, but got "
+                f"{len(w_RD)}"
+            )
+
+    def _dense(
+        self, cos_NC: Tensor, label_N: Tensor, norm_N: Tensor | None, class_N: Tensor | None
+    ) -> tuple[DenseNegatives, Batch]:
+        of = DenseNegatives(cos_NC, label_N)
+        norm_N = cos_NC.new_full((len(cos_NC),), NOMINAL_NORM) if norm_N is None else norm_N
+        return of, self._batch(of, fn.gather_target(cos_NC, label_N), label_N, norm_N, class_N)
+
+    def _batch(
+        self, negatives: Negatives, cos_y_N: Tensor, label_N: Tensor, norm_N: Tensor, class_N: Tensor | None
+    ) -> Batch:
         return Batch(
-            cos_NC=cos_NC,
-            cos_y_N=fn.gather_target(cos_NC, label_N),
-            label_N=label_N,
+            negatives=negatives,
+            cos_y_N=cos_y_N,
             class_N=label_N if class_N is None else class_N,
-            norm_N=cos_NC.new_full((len(cos_NC),), NOMINAL_NORM) if norm_N is None else norm_N,
+            norm_N=norm_N,
             training=self.training,
             generator=self.generator,
         )
 
-    def _logits(self, batch: Batch, scale: float | Tensor) -> Logits:
+    def _logits(self, of: DenseNegatives, batch: Batch, scale: float | Tensor) -> Logits:
+        target_N, negative = self._mapped(batch, scale)
+        return Logits(target_N=target_N, negative_NC=column(scale) * negative(of.cos_NC), label_N=of.label_N)
+
+    def _mapped(self, batch: Batch, scale: float | Tensor) -> tuple[Tensor, NegativeMap]:
+        """T, and the map of the negatives, which holds nothing that has a gradient."""
         gradient, margins = self.spec.gradient, self.margin(batch)
         f_N = self.target(batch, margins, scale)
-        n_NC = self.negative(batch, f_N, margins)
-        return Logits(
-            target_N=scale * fn.straight_through(batch.cos_y_N, f_N, gradient),
-            negative_NC=column(scale) * fn.straight_through(batch.cos_NC, n_NC, gradient),
-            label_N=batch.label_N,
-        )
+        negative = self.negative(batch, f_N, margins)
+        target_N = scale * fn.straight_through(batch.cos_y_N, f_N, gradient)
+        return target_N, partial(fn.mapped_through, negative, gradient)
+
+    def _energy(self, w_RD: Tensor, label_N: Tensor, class_N: Tensor | None) -> Tensor | float:
+        regularizer = self.spec.regularizer
+        if not isinstance(regularizer, parts.EnergyRegularizer):
+            return 0.0
+        one_sample_for_all = self.training and class_N is None
+        present = gathered(label_N) if one_sample_for_all else label_N
+        return regularizer.strength * hyperspherical_energy(w_RD, present)
 
     def _penalty(self, batch: Batch) -> Tensor | float:
         regularizer, scale = self.spec.regularizer, self.spec.scale

@@ -6,7 +6,7 @@ Shapes: N batch, C classes. Every map is in units of cosine: the logit is s time
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,48 @@ from search_space.distributed import gathered
 from search_space.expressions import Expression, evaluate, uses
 
 
-class Batch(NamedTuple):
-    """What the parts of a loss may look at. `label_N` is the target's column of `cos_NC`, `class_N` its class.
+class Negatives(Protocol):
+    """What the parts of a loss may ask about all negatives of a batch; every answer is without gradient."""
 
-    The two differ only where the classes are a sample of all. `norm_N` holds ‖x‖.
-    """
+    def classes(self) -> int:
+        """How many classes there are, the target's among them."""
+
+    def log_sum_exp(self, scale: float | Tensor) -> Tensor:
+        """lse_neg = log Σ_{j≠y} exp(s·cos_j), N."""
+
+    def above(self, threshold_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and number of the cosines above the threshold, each N."""
+
+
+class DenseNegatives(NamedTuple):
+    """`Negatives` of a matrix of cosines."""
 
     cos_NC: Tensor
-    cos_y_N: Tensor
     label_N: Tensor
+
+    def classes(self) -> int:
+        """The number of columns."""
+        return self.cos_NC.shape[1]
+
+    def log_sum_exp(self, scale: float | Tensor) -> Tensor:
+        """In one pass over the matrix."""
+        return fn.log_sum_exp_negatives(column(scale) * self.cos_NC.detach(), self.label_N).detach()
+
+    def above(self, threshold_N: Tensor) -> tuple[Tensor, Tensor]:
+        """In one pass over the matrix."""
+        cos_NC = self.cos_NC.detach()
+        above_NC = (cos_NC > threshold_N[:, None]).scatter(1, self.label_N[:, None], value=False)
+        return torch.where(above_NC, cos_NC, 0.0).sum(1), above_NC.sum(1)
+
+
+class Batch(NamedTuple):
+    """What the parts of a loss may look at: the targets, and what `negatives` tells of the others.
+
+    `class_N` names the targets' classes. `norm_N` holds ‖x‖.
+    """
+
+    negatives: Negatives
+    cos_y_N: Tensor
     class_N: Tensor
     norm_N: Tensor
     training: bool
@@ -99,10 +132,9 @@ def piecewise(knots: tuple[float, ...], cos_N: Tensor) -> Tensor:
 
 def modulating_bins(part: parts.ModulatingBinsTarget, batch: Batch, scale: float | Tensor) -> Tensor:
     """c − u_k/s, k the bin of sg[p], p the plain softmax probability."""
-    cos_NC = batch.cos_NC.detach()
-    lse_neg_N = fn.log_sum_exp_negatives(column(scale) * cos_NC, batch.label_N)
-    p_N = (scale * batch.cos_y_N.detach() - lse_neg_N).sigmoid()
-    return batch.cos_y_N - cos_NC.new_tensor(part.u)[piece_of(p_N, parts.BINS)] / nonzero(scale)
+    cos_N = batch.cos_y_N
+    p_N = (scale * cos_N.detach() - batch.negatives.log_sum_exp(scale)).sigmoid()
+    return cos_N - cos_N.new_tensor(part.u)[piece_of(p_N, parts.BINS)] / nonzero(scale)
 
 
 def circle_target(part: parts.CircleTarget, cos_N: Tensor) -> Tensor:
@@ -151,22 +183,53 @@ def column(scale: float | Tensor) -> float | Tensor:
     return scale[:, None] if isinstance(scale, Tensor) and scale.ndim == 1 else scale
 
 
-def mv(part: parts.MVNegative, cos_NC: Tensor, f_N: Tensor) -> Tensor:
+NegativeMap = Callable[[Tensor], Tensor]
+"""n: any columns of an N×C matrix of cosines to as many, element by element; a target's has no meaning there.
+
+It holds nothing that has a gradient: the target only says how hard a negative is, as in all published maps.
+"""
+
+
+def mv(part: parts.MVNegative, f_N: Tensor, cos_NC: Tensor) -> Tensor:
     """c_j > f: (1 + t)c_j + t, or c_j + t."""
     harder_NC = (1 + part.t) * cos_NC + part.t if part.variant == "adaptive" else cos_NC + part.t
-    return torch.where(cos_NC.detach() > f_N.detach()[:, None], harder_NC, cos_NC)
+    return torch.where(cos_NC.detach() > f_N[:, None], harder_NC, cos_NC)
 
 
-def npc_hard(part: parts.NPCNegative, batch: Batch) -> Tensor:
-    """Which cosines lie above cos(θ_y + margin), N×C; the target's column never does."""
-    threshold_N = unguarded(batch.cos_y_N.detach(), Margins(m2_rad=part.margin_rad))
-    return (batch.cos_NC.detach() > threshold_N[:, None]).scatter(1, batch.label_N[:, None], value=False)
+def npc_threshold(part: parts.NPCNegative, batch: Batch) -> Tensor:
+    """cos(θ_y + margin), above which a negative is hard."""
+    return unguarded(batch.cos_y_N.detach(), Margins(m2_rad=part.margin_rad))
 
 
-def arcneg(part: parts.ArcNegNegative, cos_NC: Tensor, f_N: Tensor) -> Tensor:
+def npc(part: parts.NPCNegative, threshold_N: Tensor, cos_NC: Tensor) -> Tensor:
+    """c_j above the threshold: t·c_j + a."""
+    return torch.where(cos_NC.detach() > threshold_N[:, None], part.t * cos_NC + part.a, cos_NC)
+
+
+def arcneg(part: parts.ArcNegNegative, f_N: Tensor, cos_NC: Tensor) -> Tensor:
     """t_j·c_j + t_j − 1, t_j = sg[α·exp(−(c_j − f)²/σ)]."""
-    t_NC = part.alpha * (-(cos_NC.detach() - f_N.detach()[:, None]).square() / part.sigma).exp()
+    t_NC = part.alpha * (-(cos_NC.detach() - f_N[:, None]).square() / part.sigma).exp()
     return t_NC * cos_NC + t_NC - 1
+
+
+def sphereface_r(part: parts.SphereFaceRNegative, cos_NC: Tensor) -> Tensor:
+    """cos(θ_j/m)."""
+    return (fn.angle(cos_NC) / part.m).cos()
+
+
+def circle_negative(part: parts.CircleNegative, cos_NC: Tensor) -> Tensor:
+    """sg[c_j + m]₊·(c_j − m)."""
+    return (cos_NC.detach() + part.m).clamp_min(0) * (cos_NC - part.m)
+
+
+def curricular(threshold_N: Tensor, t: Tensor, cos_NC: Tensor) -> Tensor:
+    """c_j above the threshold: c_j(t + c_j)."""
+    return torch.where(cos_NC.detach() > threshold_N[:, None], cos_NC * (t + cos_NC), cos_NC)
+
+
+def unchanged(cos_NC: Tensor) -> Tensor:
+    """c_j."""
+    return cos_NC
 
 
 class Curricular(nn.Module):
@@ -179,36 +242,33 @@ class Curricular(nn.Module):
         self.rate = part.rate
         self.register_buffer("t", torch.zeros(()))
 
-    def forward(self, batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG002 (as every negative map)
+    def forward(self, batch: Batch, f_N: Tensor, margins: Margins) -> NegativeMap:  # noqa: ARG002 (as every negative map)
         """The map of this batch, after t has moved if it trains."""
         if batch.training:
             mean = gathered(batch.cos_y_N.detach()).mean()
             self.t.copy_(self.rate * mean + (1 - self.rate) * self.t)
-        cos_NC = batch.cos_NC
-        hard_NC = cos_NC.detach() > unguarded(batch.cos_y_N.detach(), margins)[:, None]
-        return torch.where(hard_NC, cos_NC * (self.t.clone() + cos_NC), cos_NC)
+        return partial(curricular, unguarded(batch.cos_y_N.detach(), margins).detach(), self.t.clone())
 
 
-def negative_map(negative: parts.NegativeMap, batch: Batch, f_N: Tensor, margins: Margins) -> Tensor:  # noqa: ARG001
-    """n of a negative map without state, N×C, its target column without meaning. `f_N` is f(cos_y)."""
-    cos_NC = batch.cos_NC
+def negative_map(negative: parts.NegativeMap, batch: Batch, f_N: Tensor, margins: Margins) -> NegativeMap:  # noqa: ARG001
+    """n of a negative map without state. `f_N` is f(cos_y)."""
     if isinstance(negative, parts.MVNegative):
-        return mv(negative, cos_NC, f_N)
+        return partial(mv, negative, f_N.detach())
     if isinstance(negative, parts.NPCNegative):
-        return torch.where(npc_hard(negative, batch), negative.t * cos_NC + negative.a, cos_NC)
+        return partial(npc, negative, npc_threshold(negative, batch))
     if isinstance(negative, parts.ArcNegNegative):
-        return arcneg(negative, cos_NC, f_N)
+        return partial(arcneg, negative, f_N.detach())
     if isinstance(negative, parts.SphereFaceRNegative):
-        return (fn.angle(cos_NC) / negative.m).cos()
+        return partial(sphereface_r, negative)
     if isinstance(negative, parts.LiArcNegative):
-        return li_arc(cos_NC)
+        return li_arc
     if isinstance(negative, parts.CircleNegative):
-        return (cos_NC.detach() + negative.m).clamp_min(0) * (cos_NC - negative.m)
+        return partial(circle_negative, negative)
     if isinstance(negative, parts.SymbolicNegative):
-        return symbolic(negative.n, cos_NC, c_y=batch.cos_y_N.detach()[:, None])
-    return cos_NC
+        return partial(symbolic, negative.n, c_y=batch.cos_y_N.detach()[:, None])
+    return unchanged
 
 
-def make_negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margins], Tensor]:
+def make_negative_map(negative: parts.NegativeMap) -> Callable[[Batch, Tensor, Margins], NegativeMap]:
     """The function (batch, f(cos_y), margins) → n; a module where it tracks something."""
     return Curricular(negative) if isinstance(negative, parts.CurricularNegative) else partial(negative_map, negative)

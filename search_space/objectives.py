@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.maps import Batch, free_lines, piece_of
+from search_space.maps import Batch, DenseNegatives, free_lines, piece_of
 from search_space.spec import LossSpec
 
 TAU_FLOOR = 1e-8
@@ -37,8 +37,8 @@ class Logits(NamedTuple):
         return (self.target_N - peak_N) - lse_neg_N
 
 
-LogitsOf = Callable[[Batch, float | Tensor], Logits]
-"""Makes the logits of a batch under a scale."""
+LogitsOf = Callable[[DenseNegatives, Batch, float | Tensor], Logits]
+"""Makes the logits of a matrix of cosines, its batch and a scale."""
 
 
 def log_tau(slopes: tuple[float, ...], gap_N: Tensor) -> Tensor:
@@ -76,21 +76,21 @@ def softmax_objective(objective: parts.Objective, gap_N: Tensor) -> Tensor:
     return nll_N
 
 
-def squared_error(part: parts.SquaredError, batch: Batch) -> Tensor:
+def squared_error(part: parts.SquaredError, of: DenseNegatives) -> Tensor:
     """½ Σ_j (c_j − 1[j = y])²; `update` differentiates Σ_j sg[c_j − 1[j = y]]·c_j in its place."""
     if part.form == "loss":
-        return fn.squared_error(batch.cos_NC, batch.label_N)
-    held_NC, label_N1 = batch.cos_NC.detach(), batch.label_N[:, None]
+        return fn.squared_error(of.cos_NC, of.label_N)
+    held_NC, label_N1 = of.cos_NC.detach(), of.label_N[:, None]
     push_NC = held_NC.scatter(1, label_N1, held_NC.gather(1, label_N1) - 1.0)
-    return fn.with_gradient(0.5 * push_NC.square().sum(1), (push_NC * batch.cos_NC).sum(1))
+    return fn.with_gradient(0.5 * push_NC.square().sum(1), (push_NC * of.cos_NC).sum(1))
 
 
-def sface(part: parts.SFace, batch: Batch, scale: float | Tensor) -> Tensor:
+def sface(part: parts.SFace, of: DenseNegatives, cos_y_N: Tensor, scale: float | Tensor) -> Tensor:
     """−sg[r_y]·s·c_y + Σ_{j≠y} sg[r_j]·s·c_j."""
-    cos_NC, cos_y_N = batch.cos_NC, batch.cos_y_N
+    cos_NC = of.cos_NC
     pull_N = (part.k * (fn.angle(cos_y_N.detach()) - part.a_rad)).sigmoid()
     push_NC = (-part.k * (fn.angle(cos_NC.detach()) - part.b_rad)).sigmoid()
-    return scale * (fn.sum_negatives(push_NC * cos_NC, batch.label_N) - pull_N * cos_y_N)
+    return scale * (fn.sum_negatives(push_NC * cos_NC, of.label_N) - pull_N * cos_y_N)
 
 
 class SphereFace2(nn.Module):
@@ -119,9 +119,9 @@ class SphereFace2(nn.Module):
     def _g(self, cos: Tensor) -> Tensor:
         return 2 * ((cos + 1) / 2).clamp_min(0) ** self.part.t - 1
 
-    def forward(self, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:  # noqa: ARG002
+    def forward(self, of: DenseNegatives, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:  # noqa: ARG002
         """α·softplus(−z_y) + (1 − α)·Σ_{j≠y} softplus(z_j)."""
-        part, cos_NC, cos_y_N = self.part, batch.cos_NC, batch.cos_y_N
+        part, cos_NC, cos_y_N = self.part, of.cos_NC, batch.cos_y_N
         if part.variant == "C":
             target_N, negative_NC = self._g(cos_y_N) - part.m, self._g(cos_NC) + part.m
         else:
@@ -130,7 +130,7 @@ class SphereFace2(nn.Module):
             target_N, negative_NC = self._g(phi_N.clamp_max(math.pi).cos()), self._g(cos_NC)
         z_y_N = scale * fn.straight_through(cos_y_N, target_N, self.gradient) + self.bias
         z_NC = scale * fn.straight_through(cos_NC, negative_NC, self.gradient) + self.bias
-        push_N = fn.sum_negatives(fn.softplus(z_NC), batch.label_N)
+        push_N = fn.sum_negatives(fn.softplus(z_NC), of.label_N)
         return part.alpha * fn.softplus(-z_y_N) + (1 - part.alpha) * push_N
 
 
@@ -141,26 +141,28 @@ class UniFace(nn.Module):
         super().__init__()
         self.threshold = nn.Parameter(torch.tensor(math.log(10.0 * classes_seen)))
 
-    def forward(self, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:
+    def forward(self, of: DenseNegatives, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:
         """softplus(−(ℓ_y − b)) + Σ_{j≠y} softplus(ℓ_j − b)."""
-        logits = logits_of(batch, scale)
+        logits = logits_of(of, batch, scale)
         push_N = fn.sum_negatives(fn.softplus(logits.negative_NC - self.threshold), logits.label_N)
         return fn.softplus(self.threshold - logits.target_N) + push_N
 
 
-def objective(part: parts.Objective, batch: Batch, scale: float | Tensor, logits_of: LogitsOf) -> Tensor:
+def objective(
+    part: parts.Objective, of: DenseNegatives, batch: Batch, scale: float | Tensor, logits_of: LogitsOf
+) -> Tensor:
     """The loss of an objective without state."""
     if isinstance(part, parts.SquaredError):
-        return squared_error(part, batch)
+        return squared_error(part, of)
     if isinstance(part, parts.SFace):
-        return sface(part, batch, scale)
-    return softmax_objective(part, logits_of(batch, scale).gap())
+        return sface(part, of, batch.cos_y_N, scale)
+    return softmax_objective(part, logits_of(of, batch, scale).gap())
 
 
 def make_objective(
     spec: LossSpec, *, num_classes: int, classes_seen: int
-) -> Callable[[Batch, float | Tensor, LogitsOf], Tensor]:
-    """The function (batch, scale, how to make logits) → loss; a module where it learns a bias."""
+) -> Callable[[DenseNegatives, Batch, float | Tensor, LogitsOf], Tensor]:
+    """The function (cosines, batch, scale, how to make logits) → loss; a module where it learns a bias."""
     part = spec.objective
     if isinstance(part, parts.SphereFace2) and isinstance(spec.scale, parts.ConstantScale):
         return SphereFace2(part, spec.gradient, spec.scale.value, num_classes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from search_space import functional as fn
 from search_space import parts
 from search_space.distributed import gathered
-from search_space.maps import Batch, Margins, npc_hard
+from search_space.maps import Batch, Margins, npc_threshold
 
 
 def random_margins(part: parts.RandomMargin, batch: Batch) -> Tensor:
@@ -39,9 +39,8 @@ def magface_margins(part: parts.MagFaceMargin, norm_N: Tensor) -> Tensor:
 
 def hard_negative_margins(part: parts.HardNegativeMargin, negative: parts.NPCNegative, batch: Batch) -> Tensor:
     """m0 + m1·(mean cosine of the hard negatives)."""
-    hard_NC = npc_hard(negative, batch)
-    total_N = torch.where(hard_NC, batch.cos_NC.detach(), 0.0).sum(1)
-    return part.m0_rad + part.m1_rad * total_N / hard_NC.sum(1).clamp_min(1)
+    total_N, count_N = batch.negatives.above(npc_threshold(negative, batch))
+    return part.m0_rad + part.m1_rad * total_N / count_N.clamp_min(1)
 
 
 class AdaFaceMargins(nn.Module):
@@ -172,9 +171,9 @@ class DynamicAdaCos(nn.Module):
 
     @torch.no_grad()
     def _update(self, batch: Batch) -> None:
-        lse_neg_N = gathered(fn.log_sum_exp_negatives(self.value * batch.cos_NC, batch.label_N))
+        lse_neg_N = gathered(batch.negatives.log_sum_exp(self.value))
         median_rad = fn.angle(gathered(batch.cos_y_N)).median()
-        sampled = batch.cos_NC.shape[1] - 1
+        sampled = batch.negatives.classes() - 1
         log_b_avg = lse_neg_N.logsumexp(0) - math.log(len(lse_neg_N)) + math.log((self.num_classes - 1) / sampled)
         self.value.copy_(log_b_avg / median_rad.clamp_max(math.pi / 4).cos())
 

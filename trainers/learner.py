@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space import Loss, LossSpec, build
+from search_space import Loss, LossSpec, build, margin_loss
 from search_space.functional import nearest_center
 from search_space.loss import carries_over
 from trainers import numerics as nm
@@ -86,7 +86,7 @@ class Learner:
             group["lr"] = learning_rate
         self._model.train()
         embeddings_ND = nm.run(self._model.network, images_NKHW, self._numerics)
-        loss: Tensor = self._model.loss(embeddings_ND, self._model.class_weights_RD, label_N).mean()
+        loss = margin_loss(self._model.loss, embeddings_ND, self._model.class_weights_RD, label_N).mean()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -20,9 +20,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def head_of(name: str, **options: float) -> MarginHead:
+def head_of(name: str) -> MarginHead:
     spec: LossSpec = catalog.get(name)
-    return MarginHead(spec, CLASSES, DIM, class_counts=[5, 1, 30, 10, 2, 700], generator=generator(), **options)
+    return MarginHead(spec, CLASSES, DIM, class_counts=[5, 1, 30, 10, 2, 700], generator=generator())
 
 
 def batch(seed: int = 0, count: int = 12) -> tuple[Tensor, Tensor]:

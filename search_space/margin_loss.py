@@ -1,0 +1,81 @@
+"""`margin_loss`: the loss of a batch, by the implementation that suits its device and shape."""
+
+import functools
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from search_space import parts
+from search_space.chunked import Memory
+from search_space.loss import Loss
+from search_space.spec import COSINE_OBJECTIVES, LossSpec
+from search_space.step_buffers import Buffers
+
+Implementation = Literal["auto", "plain", "chunked"]
+
+CHUNKED_ROWS = 4096
+"""On a CPU so many class weights make `chunked` the faster one (`tests/bench/head.py`): 1.2 times at least."""
+
+PLAIN_BYTES = 2**30
+"""On other devices, where `chunked` was not timed, the plain form's matrices may have this size."""
+
+_log = logging.getLogger(__name__)
+
+
+def margin_loss(
+    loss: Loss,
+    x_ND: Tensor,
+    w_RD: Tensor,
+    label_N: Tensor,
+    *,
+    class_N: Tensor | None = None,
+    impl: Implementation = "auto",
+    memory: Memory = "store",
+    buffers: Buffers | None = None,
+) -> Tensor:
+    """Loss of each sample, N: what `loss(x_ND, w_RD, label_N, class_N=class_N)` is, for any implementation.
+
+    For a softmax of the logits that is
+
+        cos_NC = F.normalize(x_ND) @ F.normalize(w_CD).T
+        negative_NC = (s * n(cos_NC)).scatter(1, label_N[:, None], -inf)
+        loss_N = F.softplus(negative_NC.logsumexp(1) - s * f(cos_NC.gather(1, label_N[:, None]).squeeze(1)))
+
+    `plain` computes it so, `chunked` without a matrix of cosines, a normalised copy of the class weights or a gradient
+    of either (`search_space.chunked`); what it cannot run falls back to `plain`. `auto` chooses by device and shape.
+    What was chosen and why is logged once. Under `torch.compile`, `auto` is `plain`, which traces into one graph.
+
+    `memory` and `buffers` are those of `chunked`: `store` keeps N×C numbers for backward, `recompute` takes a third
+    more arithmetic in their place (no slower where N > D). `buffers` keeps what a step allocates for the next one.
+    """
+    if impl == "plain" or (impl == "auto" and torch.compiler.is_compiling()):
+        return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
+    chosen, why = chosen_implementation(loss.spec, impl, x_ND, w_RD)
+    _say_once(f"{len(w_RD)} class weights, {w_RD.device.type}: '{chosen}', {why}")
+    if chosen == "plain":
+        return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
+    return loss.chunked(x_ND, w_RD, label_N, class_N=class_N, memory=memory, buffers=buffers)
+
+
+def chosen_implementation(
+    spec: LossSpec, impl: Implementation, x_ND: Tensor, w_RD: Tensor
+) -> tuple[Literal["plain", "chunked"], str]:
+    """What runs, and why."""
+    if isinstance(spec.objective, (*COSINE_OBJECTIVES, parts.UniFace)):
+        return "plain", f"objective '{spec.objective.kind}' is no softmax of the logits"
+    if impl == "chunked":
+        return "chunked", "as asked for"
+    if w_RD.device.type == "cpu":
+        many = len(w_RD) >= CHUNKED_ROWS
+        return ("chunked", f"{CHUNKED_ROWS} or more") if many else ("plain", f"fewer than {CHUNKED_ROWS}")
+    matrix_bytes = len(x_ND) * len(w_RD) * 4
+    if matrix_bytes >= PLAIN_BYTES:
+        return "chunked", f"a matrix of cosines would have {matrix_bytes / 2**30:.1f} GiB"
+    return "plain", f"a matrix of cosines has {matrix_bytes / 2**20:.0f} MiB"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.info("classification head: %s", message)

@@ -1,0 +1,396 @@
+"""`Loss.chunked` gives what `Loss.forward` gives, for every loss that is a softmax of its logits.
+
+Shapes: N batch, C classes, R rows of class weights, D embedding.
+"""
+
+import copy
+import gc
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_space import Loss, LossSpec, MarginHead, build, catalog, margin_loss, parts
+from search_space.chunked import ChunkedNegatives, Memory
+from search_space.margin_loss import _say_once, chosen_implementation
+from search_space.spec import COSINE_OBJECTIVES
+from search_space.step_buffers import Buffers
+
+DIM, CLASSES = 8, 23
+SOFTMAX = tuple(
+    name for name in catalog.NAMES if not isinstance(catalog.get(name).objective, (*COSINE_OBJECTIVES, parts.UniFace))
+)
+SPECS = {name: catalog.get(name) for name in SOFTMAX} | {
+    "arcface under feature norms": catalog.arcface().replace(scale=parts.FeatureNormScale()),
+    "bins under feature norms": catalog.modulating_bins().replace(scale=parts.SoftNormScale()),
+    "bins with hard negatives": catalog.mv_am().replace(
+        target=catalog.modulating_bins().target, margin=parts.NoMargin()
+    ),
+    "curricular, detached": catalog.curricularface().replace(gradient="detached"),
+    "curricular under adacos": catalog.curricularface().replace(scale=parts.AdaCosScale()),
+    "npcface of three centers": catalog.npcface().replace(centers=3),
+    "mv of three centers under adacos": catalog.mv_arc().replace(centers=3, scale=parts.AdaCosScale()),
+    "symbolic": LossSpec(
+        target=parts.SymbolicTarget(f=["*", "c", 0.9]),
+        negative=parts.SymbolicNegative(n=["*", "c", ["+", "c_y", 1.5]]),
+    ),
+}
+
+
+def built(spec: LossSpec, classes: int = CLASSES, seed: int = 0) -> Loss:
+    loss = build(spec, num_classes=classes, class_counts=[1 + 7 * j for j in range(classes)])
+    loss.generator = torch.Generator().manual_seed(seed)
+    return loss
+
+
+def batch(spec: LossSpec, labels: Sequence[int], classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of norms from 1 to 60, some near their target; weights of unequal norms."""
+    generator = torch.Generator().manual_seed(1)
+    w_RD = torch.randn(classes * spec.centers, DIM, dtype=torch.float64, generator=generator)
+    label_N = torch.tensor(labels)
+    closeness_N1 = torch.linspace(-1, 3, len(labels))[:, None]
+    x_ND = torch.randn(len(labels), DIM, dtype=torch.float64, generator=generator)
+    x_ND = (x_ND + closeness_N1 * w_RD[label_N * spec.centers]) * torch.linspace(0.3, 10, len(labels))[:, None]
+    return x_ND.requires_grad_(), (0.1 * w_RD).requires_grad_(), label_N
+
+
+def results(loss: Loss, loss_N: Tensor, x_ND: Tensor, w_RD: Tensor) -> dict[str, Tensor]:
+    """The losses, their gradients (unequally weighed) and what the loss tracks."""
+    learned = dict(loss.named_parameters())
+    weight_N = 1 + torch.arange(len(loss_N), dtype=loss_N.dtype)
+    grads = torch.autograd.grad((weight_N * loss_N).sum(), [x_ND, w_RD, *learned.values()])
+    named = dict(zip(["x", "w", *learned], grads, strict=True))
+    return {"loss": loss_N.detach(), **loss.state_dict(), **{f"gradient of {name}": g for name, g in named.items()}}
+
+
+@pytest.mark.parametrize("chunk_rows", [6, 4096])
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("name", SPECS)
+def test_chunks_give_the_plain_loss_its_gradients_and_its_state(name: str, memory: Memory, chunk_rows: int) -> None:
+    """Duplicate labels, chunks without a target, a last chunk that is shorter, one chunk for all."""
+    plain, chunked = built(SPECS[name]), built(SPECS[name])
+    x_ND, w_RD, label_N = batch(SPECS[name], [3, 22, 3, 0, 9, 3, 21, 10, 0])
+    for _ in range(2):
+        wanted = results(plain, plain(x_ND, w_RD, label_N), x_ND, w_RD)
+        losses_N = chunked.chunked(x_ND, w_RD, label_N, memory=memory, chunk_rows=chunk_rows)
+        got = results(chunked, losses_N, x_ND, w_RD)
+        assert got.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-6 if value.ndim == 0 else 1e-9, atol=1e-10, msg=key)
+
+
+# Accuracy: judged by float64, against the plain form in float32.
+
+SCALED = tuple(name for name in SPECS if isinstance(SPECS[name].scale, parts.ConstantScale))
+BATCHES = 4
+"""Errors are those of four batches together: at s = 512 nearly all of one batch's comes from the sample or two whose
+targets are on a level with a negative, so that one batch alone compares luck."""
+
+
+def float32_batch(spec: LossSpec, classes: int, count: int, scale: float, seed: int = 0) -> tuple[Tensor, ...]:
+    """Target angles from near 0 to near π, labels that repeat; embeddings as long as the scale where it is the norm."""
+    generator = torch.Generator().manual_seed(seed)
+    w_RD = torch.randn(classes * spec.centers, 32, generator=generator)
+    label_N = torch.randint(classes, (count,), generator=generator)
+    closeness_N1 = torch.linspace(-2, 6, count)[:, None]
+    x_ND = torch.randn(count, 32, generator=generator) + closeness_N1 * w_RD[label_N * spec.centers]
+    is_norm = isinstance(spec.scale, parts.FeatureNormScale | parts.SoftNormScale)
+    return (scale * F.normalize(x_ND) if is_norm else x_ND), w_RD, label_N
+
+
+def with_gradients(loss_N: Tensor, x_ND: Tensor, w_RD: Tensor) -> list[Tensor]:
+    grads = torch.autograd.grad(loss_N.sum(), (x_ND, w_RD))
+    return [loss_N.detach().double(), *(grad.double() for grad in grads)]
+
+
+def assert_errs_at_most_twice_as_much(
+    spec: LossSpec,
+    classes: int,
+    count: int,
+    scale: float,
+    *,
+    memory: Memory = "store",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """In value and in the gradients at x and w, beyond the rounding of the results themselves."""
+    answers: list[list[list[Tensor]]] = []
+    for seed in range(BATCHES):
+        x_ND, w_RD, label_N = float32_batch(spec, classes, count, scale, seed)
+        x_ND, w_RD = (t.to(dtype).requires_grad_() for t in (x_ND, w_RD))
+        wide = [t.detach().double().requires_grad_() for t in (x_ND, w_RD)]
+        truth_N, plain_N = built(spec, classes)(*wide, label_N), built(spec, classes)(x_ND, w_RD, label_N)
+        ours_N = built(spec, classes).chunked(x_ND, w_RD, label_N, memory=memory, chunk_rows=64)
+        truth, plain, ours = (
+            with_gradients(truth_N, *wide),
+            with_gradients(plain_N, x_ND, w_RD),
+            with_gradients(ours_N, x_ND, w_RD),
+        )
+        answers.append([truth, plain, ours])
+    for truth, plain, ours in zip(*(zip(*each, strict=True) for each in zip(*answers, strict=True)), strict=True):
+        true, theirs, mine = (torch.cat([part.flatten() for part in each]) for each in (truth, plain, ours))
+        assert (mine - true).norm() <= 2 * (theirs - true).norm() + torch.finfo(dtype).eps * true.norm()
+
+
+@pytest.mark.parametrize("scale", [16, 64, 256, 512])
+@pytest.mark.parametrize("name", SPECS)
+def test_float32_errs_at_most_twice_as_much_as_the_plain_form(name: str, scale: float) -> None:
+    """512 samples of 300 classes in chunks of 64 rows; AdaCos at the scale that it has."""
+    spec = SPECS[name]
+    if name in SCALED:
+        spec = spec.replace(scale=parts.ConstantScale(value=scale))
+    assert_errs_at_most_twice_as_much(spec, 300, 512, scale)
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize(("classes", "count"), [(300, 1), (64, 40), (65, 40), (40, 64), (3, 1)])
+@pytest.mark.parametrize("name", ["arcface", "adacos_dynamic", "curricularface", "sphereface_r_nfn", "magface"])
+def test_so_does_it_for_a_single_sample_and_classes_that_fill_no_chunk(
+    name: str, classes: int, count: int, memory: Memory
+) -> None:
+    assert_errs_at_most_twice_as_much(SPECS[name], classes, count, 64, memory=memory)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_half_precision_inputs_give_float32_losses_and_gradients_off_by_their_own_rounding(
+    name: str, dtype: torch.dtype
+) -> None:
+    assert_errs_at_most_twice_as_much(SPECS[name], 100, 40, 20, dtype=dtype)
+    x_ND, w_RD, label_N = (t.to(dtype) if t.is_floating_point() else t for t in float32_batch(SPECS[name], 100, 40, 20))
+    w_RD.requires_grad_()
+    loss_N = built(SPECS[name], 100).chunked(x_ND, w_RD, label_N, chunk_rows=64)
+    assert loss_N.dtype == torch.float32
+    (grad_RD,) = torch.autograd.grad(loss_N.sum(), w_RD)
+    assert grad_RD.dtype == dtype
+
+
+# What stays in memory, and when it is refused
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("name", ["arcface", "adacos_dynamic", "npcface", "modulating_bins", "sphereface_r_nfn"])
+def test_between_forward_and_backward_no_more_is_held_than_one_number_a_cosine(name: str, memory: Memory) -> None:
+    """The plain form holds several, and a normalised copy of the class weights."""
+    classes, count = 4000, 16
+    x_ND, w_RD, label_N = (t.detach() for t in float32_batch(SPECS[name], classes, count, 20))
+    x_ND.requires_grad_()
+    w_RD.requires_grad_()
+    saved: list[weakref.ref[Tensor]] = []
+
+    def packed(tensor: Tensor) -> Tensor:
+        saved.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+        loss_N = built(SPECS[name], classes).chunked(x_ND, w_RD, label_N, memory=memory, chunk_rows=256)
+    alive = [tensor for each in saved if (tensor := each()) is not None]
+    held = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive if tensor.data_ptr()}
+    held.pop(w_RD.data_ptr())
+    matrix, small = 4 * count * classes, 4 * 40 * count * 32
+    assert sum(held.values()) <= (matrix if memory == "store" else 0) + small
+    assert sum(held.values()) >= (matrix if memory == "store" else 0)
+    loss_N.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_what_a_graph_held_is_freed_by_its_backward_and_with_the_graph() -> None:
+    """Nothing waits for the garbage collector."""
+    x_ND, w_RD, label_N = batch(SPECS["curricularface"], [3, 1, 3])
+    for ends in ("backward", "dropped"):
+        loss = built(SPECS["curricularface"])
+        negatives: list[weakref.ref[object]] = []
+
+        class Watched(ChunkedNegatives):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                negatives.append(weakref.ref(self))  # noqa: B023 (used within the round)
+
+        gc.disable()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("search_space.loss.ChunkedNegatives", Watched)
+                loss_N = loss.chunked(x_ND, w_RD, label_N)
+            if ends == "backward":
+                loss_N.sum().backward()  # type: ignore[no-untyped-call]
+            del loss_N
+            assert negatives[0]() is None
+        finally:
+            gc.enable()
+
+
+def test_the_gradient_of_the_class_weights_is_handed_over_not_copied() -> None:
+    """Two gradients of them at once would be the peak of the head's memory."""
+    x_ND, w_RD, label_N = batch(SPECS["arcface"], [3, 1, 3])
+    buffers = Buffers()
+    built(SPECS["arcface"]).chunked(x_ND, w_RD, label_N, buffers=buffers).sum().backward()  # type: ignore[no-untyped-call]
+    assert w_RD.grad is not None
+    first = w_RD.grad.data_ptr()
+    w_RD.grad = None
+    built(SPECS["arcface"]).chunked(x_ND, w_RD, label_N, buffers=buffers).sum().backward()  # type: ignore[no-untyped-call]
+    assert w_RD.grad is not None
+    assert w_RD.grad.data_ptr() == first
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("name", ["arcface", "curricularface", "adacos_dynamic"])
+def test_a_graph_may_be_walked_twice(name: str, memory: Memory) -> None:
+    x_ND, w_RD, label_N = batch(SPECS[name], [3, 1, 3, 22, 9])
+    loss_N = built(SPECS[name]).chunked(x_ND, w_RD, label_N, memory=memory, chunk_rows=6)
+    first = torch.autograd.grad(loss_N.sum(), (x_ND, w_RD), retain_graph=True)
+    second = torch.autograd.grad(2 * loss_N.sum(), (x_ND, w_RD))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(2 * one, other)
+
+
+def test_only_what_asks_for_a_gradient_gets_one() -> None:
+    x_ND, w_RD, label_N = batch(SPECS["arcface"], [3, 1, 3])
+    wanted = torch.autograd.grad(built(SPECS["arcface"])(x_ND, w_RD, label_N).sum(), (x_ND, w_RD))
+    for x, w, mine, index in ((x_ND, w_RD.detach(), x_ND, 0), (x_ND.detach(), w_RD, w_RD, 1)):
+        (grad,) = torch.autograd.grad(built(SPECS["arcface"]).chunked(x, w, label_N).sum(), mine)
+        torch.testing.assert_close(grad, wanted[index])
+    with torch.no_grad():
+        assert not built(SPECS["arcface"]).chunked(x_ND, w_RD, label_N).requires_grad
+
+
+def test_class_weights_that_moved_before_the_backward_are_refused() -> None:
+    x_ND, w_RD, label_N = batch(SPECS["arcface"], [3, 1])
+    loss_N = built(SPECS["arcface"]).chunked(x_ND, w_RD, label_N)
+    with torch.no_grad():
+        w_RD.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss_N.sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_that_names_no_class_is_refused(label: int) -> None:
+    x_ND, w_RD, _ = batch(SPECS["arcface"], [3])
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+        built(SPECS["arcface"]).chunked(x_ND, w_RD, torch.tensor([label]))
+
+
+def test_class_weights_of_another_count_are_refused() -> None:
+    x_ND, w_RD, label_N = batch(SPECS["arcface"], [3])
+    with pytest.raises(ValueError, match="needs 23 class weights, but got 22"):
+        built(SPECS["arcface"]).chunked(x_ND, w_RD[1:], label_N)
+
+
+# Persistent buffers
+
+
+def head_with_buffers() -> MarginHead:
+    generator = torch.Generator().manual_seed(0)
+    return MarginHead(catalog.arcface(), 50, DIM, generator=generator, impl="chunked", persistent_buffers=True)
+
+
+def embeddings(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(6, DIM, generator=generator), torch.randint(50, (6,), generator=generator)
+
+
+def test_persistent_buffers_change_nothing_but_where_results_lie() -> None:
+    """Three steps, the second with a batch of another size, and a look in between that asks for no gradient."""
+    head = head_with_buffers()
+    without = MarginHead(catalog.arcface(), 50, DIM, impl="chunked")
+    without.load_state_dict(head.state_dict())
+    for seed in range(3):
+        x_ND, label_N = embeddings(seed)
+        x_ND, label_N = x_ND[: 6 - seed % 2], label_N[: 6 - seed % 2]
+        for each in (head, without):
+            each.zero_grad(set_to_none=True)
+            loss = each(x_ND, label_N)
+            with torch.no_grad():
+                each(x_ND, label_N)
+            loss.backward()
+            with torch.no_grad():
+                each.weight.sub_(each.get_parameter("weight").grad)  # type: ignore[arg-type]
+        assert torch.equal(head.weight, without.weight)
+
+
+def test_persistent_buffers_refuse_two_forwards_before_a_backward() -> None:
+    head = head_with_buffers()
+    first = head(*embeddings(0))
+    with pytest.raises(RuntimeError, match="persistent buffers hold one batch, but there is a forward whose backward"):
+        head(*embeddings(1))
+    del first
+    head(*embeddings(1)).backward()
+
+
+def test_persistent_buffers_refuse_gradient_accumulation() -> None:
+    head = head_with_buffers()
+    head(*embeddings(0)).backward()
+    loss = head(*embeddings(1))
+    with pytest.raises(RuntimeError, match="persistent buffers hold one gradient and cannot add to it"):
+        loss.backward()
+
+
+def test_a_copy_of_a_head_has_buffers_of_its_own() -> None:
+    head = head_with_buffers()
+    head(*embeddings(0)).backward()
+    twin = copy.deepcopy(head)
+    twin.zero_grad(set_to_none=True)
+    held = head.get_parameter("weight").grad
+    assert held is not None
+    before = held.clone()
+    twin(*embeddings(1)).backward()
+    assert torch.equal(held, before)
+
+
+# Which implementation runs
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_auto_is_plain_for_few_classes_bit_for_bit_and_chunked_for_many(name: str) -> None:
+    for classes in (1000, 4096):
+        spec = catalog.get(name)
+        x_ND, w_RD, label_N = float32_batch(spec, classes, 4, 20)
+        chosen, _ = chosen_implementation(spec, "auto", x_ND, w_RD)
+        assert chosen == ("chunked" if name in SOFTMAX and classes * spec.centers >= 4096 else "plain")
+        got = margin_loss(built(spec, classes), x_ND, w_RD, label_N)
+        loss = built(spec, classes)
+        wanted = loss(x_ND, w_RD, label_N) if chosen == "plain" else loss.chunked(x_ND, w_RD, label_N)
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.NAMES if name not in SOFTMAX])
+def test_what_chunks_cannot_run_falls_back_and_says_so_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    _say_once.cache_clear()
+    head = MarginHead(catalog.get(name), 10, DIM, impl="chunked")
+    plain = MarginHead(catalog.get(name), 10, DIM, impl="plain")
+    plain.load_state_dict(head.state_dict())
+    x_ND, label_N = embeddings(0)
+    with caplog.at_level(logging.INFO, logger="search_space"):
+        for _ in range(2):
+            assert torch.equal(head(x_ND, label_N % 10), plain(x_ND, label_N % 10))
+    (record,) = caplog.records
+    kind = catalog.get(name).objective.kind
+    assert record.getMessage() == (
+        f"classification head: 10 class weights, cpu: 'plain', objective '{kind}' is no softmax of the logits"
+    )
+
+
+def test_under_compile_auto_traces_into_one_graph_for_many_classes_too() -> None:
+    head = MarginHead(catalog.arcface(), 5000, DIM)
+    x_ND, label_N = embeddings(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(head, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x_ND, label_N), head(x_ND, label_N))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["arcface", "adacos_dynamic", "subcenter_arcface"])
+def test_sampled_classes_run_on_chunks(name: str) -> None:
+    impls: tuple[Literal["plain", "chunked"], ...] = ("plain", "chunked")
+    heads = [
+        MarginHead(catalog.get(name), 60, DIM, sample_rate=0.5, impl=impl, generator=torch.Generator().manual_seed(0))
+        for impl in impls
+    ]
+    grads = []
+    for head in heads:
+        torch.manual_seed(3)
+        head(*embeddings(1)).backward()
+        grads.append(head.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1])
