@@ -16,7 +16,8 @@ import torch
 
 from tests.bench.rows import append_row
 from trainers.networks import build_network
-from trainers.recipe import Recipe
+from trainers.numerics import placed
+from trainers.recipe import Numerics, Recipe
 
 SIZES = (32, 64, 128, 256, 512)
 
@@ -41,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     generator, side = torch.Generator().manual_seed(0), arguments.image_size
     network = build_network(Recipe(width=arguments.width), image_shape=(1, side, side), generator=generator).eval()
-    network = network.to(memory_format=torch.channels_last)
+    network = placed(network, Numerics(channels_last=True), torch.device("cpu"))
     images_NKHW = torch.randn(arguments.images, 1, side, side, generator=generator)
     taken_RS = np.array([[seconds(network, images_NKHW, size) for size in SIZES] for _ in range(arguments.rounds + 1)])[
         1:
