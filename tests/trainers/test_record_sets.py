@@ -173,6 +173,7 @@ def test_of_several_record_files_one_must_be_given(tmp_path: Path) -> None:
     assert open_images(tmp_path / "a.rec").files == open_images(tmp_path / "b.rec").files
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_never_gives_another_images_bytes(tmp_path: Path) -> None:
     """10 000 files with one byte changed: an error, or all other images whole and the changed one changed there alone.
 
