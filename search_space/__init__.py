@@ -6,6 +6,7 @@ from search_space.head import MarginHead
 from search_space.loss import Loss, build, target_logit
 from search_space.margin_loss import margin_loss
 from search_space.schedule import LossSchedule, ScheduleEntry
+from search_space.sharded import ShardedMarginHead, joined_state
 from search_space.spaces import AMLFS, SPACES, AnySpace, CombinedMargin, ModulatingBins, ModulatingFactor
 from search_space.spec import LossSpec
 from search_space.unified_space import Unified
@@ -24,11 +25,13 @@ __all__ = [
     "ModulatingBins",
     "ModulatingFactor",
     "ScheduleEntry",
+    "ShardedMarginHead",
     "Space",
     "Unified",
     "Values",
     "build",
     "catalog",
+    "joined_state",
     "margin_loss",
     "parts",
     "target_logit",

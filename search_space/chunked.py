@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from search_space import functional as fn
+from search_space.distributed import Shard
 from search_space.step_buffers import Buffers
 
 CHUNK_ROWS = 4096
@@ -95,9 +96,12 @@ class ChunkedNegatives:
         memory: Memory = "store",
         chunk_rows: int = CHUNK_ROWS,
         buffers: Buffers | None = None,
+        shard: Shard | None = None,
     ) -> None:
         training = torch.is_grad_enabled()
-        self._unit_ND, self._w_RD, self._label_N = unit_ND.detach(), w_RD.detach(), label_N
+        self._shard = Shard(first_class=0, classes=len(w_RD) // centers) if shard is None else shard
+        self._unit_ND, self._w_RD = unit_ND.detach(), w_RD.detach()
+        self._label_N = label_N - self._shard.first_class
         self._centers, self._stores = centers, memory == "store"
         self._pulls, self._pushes = training and unit_ND.requires_grad, training and w_RD.requires_grad
         self._buffers = buffers
@@ -110,7 +114,8 @@ class ChunkedNegatives:
 
     def _cut(self, classes_a_chunk: int) -> Iterator[_Chunk]:
         by_label_N = self._label_N.argsort()
-        starts = [*range(0, self.classes(), classes_a_chunk), self.classes()]
+        classes = len(self._w_RD) // self._centers
+        starts = [*range(0, classes, classes_a_chunk), classes]
         edges = torch.tensor(starts, device=self._label_N.device)
         bounds = torch.searchsorted(self._label_N[by_label_N], edges).tolist()
         for index, (start, stop) in enumerate(itertools.pairwise(starts)):
@@ -123,8 +128,8 @@ class ChunkedNegatives:
         return cos_y_N
 
     def classes(self) -> int:
-        """The number of classes."""
-        return len(self._w_RD) // self._centers
+        """The number of classes, those of other shards too."""
+        return self._shard.classes
 
     @torch.no_grad()
     def log_sum_exp(self, scale: float | Tensor) -> Tensor:
@@ -134,6 +139,7 @@ class ChunkedNegatives:
         for chunk, _, cos_NK in self._walk(keep=self._stores):
             logit_NJ = scale_N[:, None] * fn.nearest_center(cos_NK, self._centers)
             peak_N, total_N, _ = _add_up(chunk, logit_NJ, peak_N, total_N)
+        peak_N, total_N, _ = self._shard.joined(peak_N, total_N)
         return (peak_N + total_N.log()).to(self._unit_ND.dtype)
 
     @torch.no_grad()
@@ -146,7 +152,7 @@ class ChunkedNegatives:
             above_NJ[chunk.sample_n, chunk.column_n] = False
             total_N += torch.where(above_NJ, cos_NJ, 0.0).sum(1)
             count_N += above_NJ.sum(1)
-        return total_N, count_N
+        return self._shard.total(total_N), self._shard.total(count_N)
 
     def gap(self, cos_y_N: Tensor, target_N: Tensor, scale: float | Tensor, negative: NegativeMap | None) -> Tensor:
         """T − lse_neg, with gradient; `negative` is n, None where it changes nothing.
@@ -223,6 +229,11 @@ class ChunkedNegatives:
             if self._stores and self._pushes:
                 peaks.append(peak_N)
                 pushes.append(push_NK)
+        peak_N, total_N, decay_N = self._shard.joined(peak_N, total_N)
+        if pull_ND is not None:
+            pull_ND *= decay_N[:, None]
+        if mapped_N is not None:
+            mapped_N = self._shard.total(mapped_N * decay_N)
         return _Sums(peak_N, total_N, mapped_N, pull_ND, peaks, pushes)
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -239,15 +250,15 @@ class ChunkedNegatives:
                 grad_ND = coefficient_N[:, None] * sums.pull_ND
             if grad_RD is not None:
                 self._push(grad_RD, coefficient_N, handed)
+        own_n, row_nM = self._own()
         with torch.enable_grad():
-            x_ND = unit_ND.detach().requires_grad_()
-            row_NM = self._target_rows()
-            w_NMD = w_RD.detach().index_select(0, row_NM.flatten()).view(*row_NM.shape, -1).requires_grad_()
-            target_ND, target_NMD = torch.autograd.grad(_nearest(x_ND, w_NMD), (x_ND, w_NMD), beta_N)
+            x_nD = unit_ND.detach()[own_n].requires_grad_()
+            w_nMD = w_RD.detach().index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]).requires_grad_()
+            target_nD, target_nMD = torch.autograd.grad(_nearest(x_nD, w_nMD), (x_nD, w_nMD), beta_N[own_n])
         if grad_ND is not None:
-            grad_ND += target_ND
+            grad_ND = self._shard.total(grad_ND.index_add_(0, own_n, target_nD))
         if grad_RD is not None:
-            grad_RD.index_add_(0, row_NM.flatten(), target_NMD.flatten(0, 1))
+            grad_RD.index_add_(0, row_nM.flatten(), target_nMD.flatten(0, 1))
         return grad_ND, grad_RD
 
     def _gradient_room(self, w_RD: Tensor) -> Tensor:
@@ -279,13 +290,21 @@ class ChunkedNegatives:
             exp_NJ = of.logit_NJ.sub_(handed.sums.peak_N[:, None]).exp_()
             yield chunk, w_KD, of.backward(exp_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
 
-    def _target_rows(self) -> Tensor:
-        return self._label_N[:, None] * self._centers + torch.arange(self._centers, device=self._label_N.device)
+    def _own(self) -> tuple[Tensor, Tensor]:
+        """The samples whose target is in this shard, and the rows of its class weights."""
+        label_N, classes = self._label_N, len(self._w_RD) // self._centers
+        if classes == self._shard.classes:
+            own_n = torch.arange(len(label_N), device=label_N.device)
+        else:
+            own_n = ((label_N >= 0) & (label_N < classes)).nonzero()[:, 0]
+        center_M = torch.arange(self._centers, device=label_N.device)
+        return own_n, label_N[own_n, None] * self._centers + center_M
 
     def target_cosines(self, unit_ND: Tensor, w_RD: Tensor) -> Tensor:
         """cos_y, N, by a dot product for each sample."""
-        row_NM = self._target_rows()
-        return _nearest(unit_ND, w_RD.index_select(0, row_NM.flatten()).view(*row_NM.shape, -1))
+        own_n, row_nM = self._own()
+        cos_n = _nearest(unit_ND[own_n], w_RD.index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]))
+        return self._shard.total(unit_ND.new_zeros(len(unit_ND)).index_copy_(0, own_n, cos_n))
 
 
 def _add_up(chunk: _Chunk, logit_NJ: Tensor, peak_N: Tensor, total_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,13 +92,27 @@ class Loss(nn.Module):
                 buffers=buffers,
             )
             cos_y_N = negatives.targets(unit_ND, w_RD)
-            batch = self._batch(negatives, cos_y_N, label_N, fn.norms(x_ND), class_N)
-            scale = self.scale(batch)
-            target_N, negative = self._mapped(batch, scale)
-            changes = not isinstance(self.spec.negative, parts.IdentityNegative)
-            gap_N = negatives.gap(cos_y_N, target_N, scale, negative if changes else None)
-            loss_N = self.spec.weight * softmax_objective(self.spec.objective, gap_N) + self._penalty(batch)
+            loss_N = self.from_negatives(negatives, cos_y_N, label_N, fn.norms(x_ND), class_N)
             return loss_N + self._energy(w_RD, label_N, class_N)
+
+    def from_negatives(
+        self,
+        negatives: ChunkedNegatives,
+        cos_y_N: Tensor,
+        label_N: Tensor,
+        norm_N: Tensor,
+        class_N: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of each sample, given its target's cosine and all that is asked of its negatives.
+
+        All but the hyperspherical energy, which is of the class weights.
+        """
+        batch = self._batch(negatives, cos_y_N, label_N, norm_N, class_N)
+        scale = self.scale(batch)
+        target_N, negative = self._mapped(batch, scale)
+        changes = not isinstance(self.spec.negative, parts.IdentityNegative)
+        gap_N = negatives.gap(cos_y_N, target_N, scale, negative if changes else None)
+        return self.spec.weight * softmax_objective(self.spec.objective, gap_N) + self._penalty(batch)
 
     def from_cosines(
         self, cos_NC: Tensor, label_N: Tensor, *, norm_N: Tensor | None = None, class_N: Tensor | None = None

@@ -21,6 +21,9 @@ CHUNKED_ROWS = 4096
 PLAIN_BYTES = 2**30
 """On other devices, where `chunked` was not timed, the plain form's matrices may have this size."""
 
+NOT_CHUNKED = (*COSINE_OBJECTIVES, parts.UniFace)
+"""Objectives that are no softmax of the logits."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +66,7 @@ def chosen_implementation(
     spec: LossSpec, impl: Implementation, x_ND: Tensor, w_RD: Tensor
 ) -> tuple[Literal["plain", "chunked"], str]:
     """What runs, and why."""
-    if isinstance(spec.objective, (*COSINE_OBJECTIVES, parts.UniFace)):
+    if isinstance(spec.objective, NOT_CHUNKED):
         return "plain", f"objective '{spec.objective.kind}' is no softmax of the logits"
     if impl == "chunked":
         return "chunked", "as asked for"

@@ -1,0 +1,293 @@
+"""How fast and lean is the classification head, against the arithmetic that no head can do without?
+
+    python -m tests.bench.head speed [--classes 100000] [--batch 128] [--rounds 5] [--compile]
+    python -m tests.bench.head memory [--batch 128 512]
+    python -m tests.bench.head step [--classes 734 10000]
+    python -m tests.bench.head growth [--classes 10000 ... 1000000]
+    python -m tests.bench.head picture
+
+`speed` runs forward and backward of CosFace (s = 64, D = 512) in turn (A B C A B C ...) on one thread: the three matrix
+products alone (`floor`, into memory that is there already), ours by every implementation, and, where its package is
+installed, pytorch-metric-learning's CosFaceLoss. The first round is not counted. Seconds are those of the process's
+CPU, which other work on the machine disturbs less than a clock; a row holds medians, and medians of each round's
+ratio. `memory` is the peak of a fresh process above what it had before the step, in sizes of the class weights.
+`step` is the head's share of a training step of the default proxy network. `growth` is speed and memory of one way at a
+time, up to a million classes; `picture` draws its rows.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from search_space import MarginHead, build, catalog, margin_loss
+from search_space.margin_loss import Implementation, chosen_implementation
+from tests.bench.rows import RESULTS, append_row, read_rows
+from trainers import Numerics, Recipe, recipe_defaults
+from trainers.learner import Learner
+
+DIM = 512
+PML = "pytorch_metric_learning"
+OURS: Mapping[str, tuple[Implementation, bool]] = {
+    "chunked": ("chunked", False),
+    "chunked, persistent buffers": ("chunked", True),
+    "plain": ("plain", False),
+}
+GROWTH = ("floor", "chunked", "plain", PML)
+MAX_CLASSES = {"plain": 500_000, PML: 200_000}
+"""Where a way's memory ends here: about 5 sizes of the class weights of 24 GiB for the one, 8 for the other."""
+
+
+def batch(classes: int, count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(count, DIM, generator=generator).requires_grad_()
+    return x_ND, torch.randint(classes, (count,), generator=generator)
+
+
+def floor(classes: int, count: int) -> Callable[[], None]:
+    """Cosines, gradient of the embeddings, gradient of the class weights: three products and nothing else."""
+    x_ND, w_CD = torch.randn(count, DIM), torch.randn(classes, DIM) / DIM**0.5
+    cos_NC, grad_ND, grad_CD = torch.empty(count, classes), torch.empty(count, DIM), torch.empty(classes, DIM)
+
+    def run() -> None:
+        torch.mm(x_ND, w_CD.T, out=cos_NC)
+        torch.mm(cos_NC, w_CD, out=grad_ND)
+        torch.mm(cos_NC.T, x_ND, out=grad_CD)
+
+    return run
+
+
+def head_of(way: str, classes: int) -> nn.Module:
+    if way == PML:
+        from pytorch_metric_learning.losses import CosFaceLoss  # type: ignore[import-not-found]
+
+        head: nn.Module = CosFaceLoss(classes, DIM, margin=0.35, scale=64)
+        return head
+    impl, persistent = OURS[way.removesuffix(", compiled")]
+    head = MarginHead(catalog.cosface(), classes, DIM, impl=impl, persistent_buffers=persistent)
+    if way.endswith("compiled"):
+        head.compile(fullgraph=True, dynamic=False)
+    return head
+
+
+def runner(way: str, classes: int, count: int) -> Callable[[], None]:
+    """Forward and backward."""
+    if way == "floor":
+        return floor(classes, count)
+    head, (x_ND, label_N) = head_of(way, classes), batch(classes, count)
+
+    def run() -> None:
+        x_ND.grad = None
+        head.zero_grad(set_to_none=True)
+        head(x_ND, label_N).backward()
+
+    return run
+
+
+def in_turn(ways: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every round but the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for index in range(rounds + 1):
+        for name, run in ways.items():
+            began = time.process_time()
+            run()
+            if index:
+                seconds[name].append(time.process_time() - began)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], to: str) -> dict[str, float]:
+    """Median over the rounds of each way's seconds over those of `to`."""
+    pairs = {name: zip(each, seconds[to], strict=True) for name, each in seconds.items()}
+    return {name: round(statistics.median(a / b for a, b in each), 2) for name, each in pairs.items()}
+
+
+def facts() -> dict[str, object]:
+    peer = {PML: version(PML.replace("_", "-"))} if importlib.util.find_spec(PML) else {}
+    return {"threads": torch.get_num_threads(), "dim": DIM, "clock": "process_time", **peer}
+
+
+def speed(classes: int, count: int, rounds: int, *, compiled: bool) -> None:
+    """One row."""
+    names = ["floor", *OURS]
+    names += ["plain, compiled"] if compiled else []
+    names += [PML] if importlib.util.find_spec(PML) else []
+    seconds = in_turn({name: runner(name, classes, count) for name in names}, rounds)
+    content = {
+        "what": "speed",
+        "classes": classes,
+        "batch": count,
+        "seconds": {name: round(statistics.median(each), 3) for name, each in seconds.items()},
+        "times_the_floor": ratios(seconds, "floor"),
+        "times_chunked": ratios(seconds, "chunked"),
+        "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
+    }
+    print(append_row("head", facts() | content)["times_the_floor"])
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+def one(way: str, classes: int, count: int) -> None:
+    """Print the peak of a step above the start in sizes of the class weights, and the CPU seconds of a later one."""
+    few = runner(way, 500, count)
+    few()
+    del few
+    run = runner(way, classes, count)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = _status_bytes("VmRSS")
+    run()
+    peak = (_status_bytes("VmHWM") - start) / (4 * classes * DIM)
+    seconds = [0.0] * 2
+    for index in range(2):
+        began = time.process_time()
+        run()
+        seconds[index] = time.process_time() - began
+    print(f"{peak:.3f} {min(seconds):.4f}")
+
+
+def in_a_fresh_process(way: str, classes: int, count: int) -> tuple[float, float]:
+    command = [sys.executable, "-m", "tests.bench.head", "one", "--way", way]
+    command += ["--classes", str(classes), "--batch", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, seconds = done.stdout.split()
+    return float(peak), float(seconds)
+
+
+def memory(classes: int, count: int) -> None:
+    """One row."""
+    names = [*OURS, *([PML] if importlib.util.find_spec(PML) else [])]
+    peaks = {name: round(in_a_fresh_process(name, classes, count)[0], 2) for name in names}
+    content = {"what": "memory", "classes": classes, "batch": count, "peak_over_class_weights": peaks}
+    print(append_row("head", facts() | content)["peak_over_class_weights"])
+
+
+def step(classes: int, count: int, rounds: int) -> None:
+    """One row: steps of the proxy network for drawings (conv4, width 32, 32×32), and its head alone, both ways."""
+    recipe = Recipe.model_validate(recipe_defaults("drawing", embedded=False))
+    generator = torch.Generator().manual_seed(0)
+    learner = Learner(
+        catalog.cosface(scale=16.0),
+        image_shape=(1, 32, 32),
+        class_counts=[20] * classes,
+        recipe=recipe,
+        numerics=Numerics(),
+        generator=generator,
+        device=torch.device("cpu"),
+    )
+    images_NKHW = torch.rand(count, 1, 32, 32, generator=generator)
+    label_N = torch.randint(classes, (count,), generator=generator)
+    loss = build(catalog.cosface(scale=16.0), num_classes=classes)
+    w_CD = nn.Parameter(torch.randn(classes, recipe.embedding_dim, generator=generator))
+    x_ND = torch.randn(count, recipe.embedding_dim, generator=generator).requires_grad_()
+
+    def step_by(impl: Implementation) -> None:
+        with patch("trainers.learner.margin_loss", partial(margin_loss, impl=impl)):
+            learner.step(images_NKHW, label_N, learning_rate=0.01)
+
+    def head_by(impl: Implementation) -> None:
+        x_ND.grad = w_CD.grad = None
+        margin_loss(loss, x_ND, w_CD, label_N, impl=impl).mean().backward()  # type: ignore[no-untyped-call]
+
+    impls: tuple[Implementation, ...] = ("plain", "auto")
+    ways = {
+        f"{name}, {impl}": partial(run, impl) for impl in impls for name, run in (("step", step_by), ("head", head_by))
+    }
+    seconds = in_turn(ways, rounds)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    content = {
+        "what": "step",
+        "classes": classes,
+        "batch": count,
+        "dim": recipe.embedding_dim,
+        "auto_is": chosen_implementation(loss.spec, "auto", x_ND, w_CD)[0],
+        "seconds": {name: round(each, 4) for name, each in medians.items()},
+        "head_share": {impl: round(medians[f"head, {impl}"] / medians[f"step, {impl}"], 3) for impl in impls},
+    }
+    row = append_row("head", facts() | content)
+    print(row["head_share"], row["seconds"])
+
+
+def growth(classes: list[int], count: int) -> None:
+    """One row."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for way in GROWTH:
+        if way == PML and not importlib.util.find_spec(PML):
+            continue
+        mine = [each for each in classes if each <= MAX_CLASSES.get(way, max(classes))]
+        results = [in_a_fresh_process(way, each, count) for each in mine]
+        found[way] = {
+            "classes": [float(each) for each in mine],
+            "seconds": [seconds for _, seconds in results],
+            "peak_gib": [round(p * each * DIM * 4 / 2**30, 3) for (p, _), each in zip(results, mine, strict=True)],
+        }
+        print(way, found[way])
+    append_row("head", facts() | {"what": "growth", "batch": count, "ways": found})
+
+
+def picture() -> None:
+    """`results/head_growth.html` of the last growth row, logarithmic both ways."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    row = next(row for row in reversed(read_rows("head")) if row["what"] == "growth")
+    titles = ("CPU seconds of a step, one thread", "peak memory of a step above start, GiB")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    colours = dict(zip(GROWTH, ("#888888", "#0072b2", "#d55e00", "#009e73"), strict=True))
+    for way, points in row["ways"].items():
+        for column, key in ((1, "seconds"), (2, "peak_gib")):
+            if (way, key) == ("floor", "peak_gib"):
+                continue
+            trace = go.Scatter(
+                x=points["classes"], y=points[key], name=way, line_color=colours[way], showlegend=column == 1
+            )
+            figure.add_trace(trace, row=1, col=column)
+    figure.update_xaxes(type="log", title=f"classes (D = {DIM}, N = {row['batch']})")
+    figure.update_yaxes(type="log")
+    figure.update_layout(template="plotly_white", width=1000, height=420)
+    (RESULTS / "head_growth.html").write_text(figure.to_html(include_plotlyjs="cdn"))
+
+
+def main() -> None:
+    """Measure what is asked for and append its rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "memory", "step", "growth", "picture", "one"])
+    parser.add_argument("--classes", type=int, nargs="+")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--way", default="chunked")
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "picture":
+        return picture()
+    if arguments.what == "growth":
+        decades = [10_000, 30_000, 100_000, 300_000, 1_000_000]
+        return growth(arguments.classes or decades, arguments.batch[0])
+    for classes in arguments.classes or ([734, 10_000] if arguments.what == "step" else [100_000]):
+        for count in arguments.batch:
+            if arguments.what == "speed":
+                speed(classes, count, arguments.rounds, compiled=arguments.compile)
+            elif arguments.what == "memory":
+                memory(classes, count)
+            elif arguments.what == "step":
+                step(classes, count, arguments.rounds)
+            else:
+                one(arguments.way, classes, count)
+    return None
+
+
+if __name__ == "__main__":
+    main()

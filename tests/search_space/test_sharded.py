@@ -1,0 +1,194 @@
+"""`ShardedMarginHead` on two and on three gloo processes does what `MarginHead` does with the joined batch.
+
+Shapes: N global batch, C classes, D embedding. All cases run inside one set of processes, in float64.
+"""
+
+import datetime as dt
+import math
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from search_space import LossSpec, MarginHead, ShardedMarginHead, catalog, joined_state
+from search_space.parts import AdaCosScale, EnergyRegularizer
+
+CLASSES, DIM, STEPS, RATE = 7, 6, 3, 0.05
+SAMPLED_BATCHES = 80
+COUNTS = [5, 1, 30, 10, 2, 700, 64]
+BATCHES = {2: (5, 3), 3: (1, 4, 3)}
+CASES: dict[str, LossSpec] = {
+    name: catalog.get(name)
+    for name in (
+        "adacos_dynamic",
+        "adaface",
+        "adaptiveface",
+        "arcface",
+        "class_size",
+        "curricularface",
+        "focal",
+        "magface",
+        "modulating_bins",
+        "mv_am",
+        "npcface",
+        "softmax",
+        "sphereface_r_sfn",
+        "subcenter_arcface",
+    )
+} | {"curricularface under adacos": catalog.curricularface().replace(scale=AdaCosScale())}
+
+Record = list[dict[str, Tensor]]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def joined_batch(seed: int) -> tuple[Tensor, Tensor]:
+    x_ND = 15 * torch.randn(8, DIM, dtype=torch.float64, generator=generator(seed))
+    return x_ND, torch.randint(CLASSES, (8,), generator=generator(seed))
+
+
+def trained(head: MarginHead | ShardedMarginHead, rows: slice) -> Record:
+    """Steps of gradient descent on the given rows: loss, the embeddings' gradient, and the state afterwards."""
+    record: Record = []
+    for seed in range(STEPS):
+        x_ND, label_N = joined_batch(seed)
+        x_nD = x_ND[rows].requires_grad_()
+        loss = head(x_nD, label_N[rows])
+        grads = torch.autograd.grad(loss, [x_nD, *head.parameters()])
+        with torch.no_grad():
+            for parameter, grad in zip(head.parameters(), grads[1:], strict=True):
+                parameter.sub_(RATE * grad)
+        state = {name: value.clone() for name, value in head.state_dict().items()}
+        record.append({"loss": loss.detach(), "x": grads[0]} | state)
+    return record
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=dt.timedelta(seconds=60))
+    start = sum(BATCHES[world][:rank])
+    rows = slice(start, start + BATCHES[world][rank])
+    answers: dict[str, Record] = {}
+    for case, spec in CASES.items():
+        head = ShardedMarginHead(spec, CLASSES, DIM, class_counts=COUNTS, generator=generator(0)).double()
+        answers[case] = trained(head, rows)
+    random = ShardedMarginHead(catalog.elasticface_arc(), CLASSES, DIM, generator=generator(0)).double()
+    answers["random margins"] = trained(random, rows)
+    torch.manual_seed(rank)
+    answers["sampled"] = [sampled_scales(rows)]
+    dist.barrier()
+    torch.save(answers, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def sampled_scales(rows: slice) -> dict[str, Tensor]:
+    """Mean of exp(s·cos(π/4)), which is B_avg where θ_med ≥ π/4, over many batches at the initial scale."""
+    head = ShardedMarginHead(catalog.adacos_dynamic(), 200, DIM, sample_rate=0.2, generator=generator(0)).double()
+    at_start, total = head.state_dict()["loss.scale.value"].clone(), 0.0
+    for seed in range(SAMPLED_BATCHES):
+        x_ND = torch.randn(8, DIM, dtype=torch.float64, generator=generator(seed))
+        label_N = torch.randint(200, (8,), generator=generator(seed))
+        head.loss.load_state_dict({"scale.value": at_start})
+        head(x_ND[rows], label_N[rows])
+        total += math.exp(float(head.state_dict()["loss.scale.value"]) * math.cos(math.pi / 4))
+    return {"mean": torch.tensor(total / SAMPLED_BATCHES)}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Record]]:
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(worker, args=(request.param, str(folder)), nprocs=request.param)  # type: ignore[attr-defined,no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+def whole_head(spec: LossSpec) -> MarginHead:
+    return MarginHead(spec, CLASSES, DIM, class_counts=COUNTS, generator=generator(0), impl="plain").double()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_processes_train_as_one(case: str, answers: list[dict[str, Record]]) -> None:
+    """Loss, gradient of the embeddings, class weights, and all that is tracked or learned, at every step."""
+    wanted = trained(whole_head(CASES[case]), slice(None))
+    for index, seen in enumerate(wanted):
+        each = [answer[case][index] for answer in answers]
+        x_ND = torch.cat([one["x"] for one in each]) / len(each)
+        torch.testing.assert_close(x_ND, seen.pop("x"), rtol=1e-6, atol=1e-10)
+        weight_RD = torch.cat([one["weight"] for one in each])
+        torch.testing.assert_close(weight_RD, seen.pop("weight"), rtol=1e-6, atol=1e-10)
+        for one in each:
+            for name, value in seen.items():
+                torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-10)
+
+
+def test_all_processes_draw_the_same_random_margins(answers: list[dict[str, Record]]) -> None:
+    first, *others = (answer["random margins"] for answer in answers)
+    for other in others:
+        assert [one["loss"] for one in first] == [one["loss"] for one in other]
+
+
+def test_adacos_scales_its_sum_over_sampled_negatives_up_to_all(answers: list[dict[str, Record]]) -> None:
+    (one, *rest) = (answer["sampled"][0]["mean"].item() for answer in answers)
+    assert rest == [one] * len(rest)
+    head = MarginHead(catalog.adacos_dynamic(), 200, DIM, generator=generator(0)).double()
+    at_start, total = head.state_dict()["loss.scale.value"].clone(), 0.0
+    for seed in range(SAMPLED_BATCHES):
+        x_ND = torch.randn(8, DIM, dtype=torch.float64, generator=generator(seed))
+        label_N = torch.randint(200, (8,), generator=generator(seed))
+        head.loss.load_state_dict({"scale.value": at_start})
+        head(x_ND, label_N)
+        total += math.exp(float(head.state_dict()["loss.scale.value"]) * math.cos(math.pi / 4))
+    assert one == pytest.approx(total / SAMPLED_BATCHES, rel=0.05)
+
+
+def test_checkpoints_go_from_any_number_of_processes_to_any_other(
+    answers: list[dict[str, Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of two or three, joined, are a `MarginHead`'s, and are cut anew for five."""
+    case = "curricularface under adacos"
+    kept = [
+        {name: value for name, value in answer[case][-1].items() if name not in ("loss", "x")} for answer in answers
+    ]
+    state = joined_state(kept)
+    whole = whole_head(CASES[case])
+    whole.load_state_dict(state)
+    again = []
+    monkeypatch.setattr("search_space.sharded.world_size", lambda: 1)
+    single = ShardedMarginHead(CASES[case], CLASSES, DIM).double()
+    single.load_joined(state)
+    x_ND, label_N = joined_batch(9)
+    torch.testing.assert_close(single.eval()(x_ND, label_N), whole.eval()(x_ND, label_N))
+    for of_rank in range(5):
+        cut = partial(first_class_of_five, of_rank)
+        monkeypatch.setattr("search_space.sharded.first_class", cut)
+        part = ShardedMarginHead(CASES[case], CLASSES, DIM).double()
+        part.load_joined(state)
+        again.append(part.state_dict())
+    for name, value in joined_state(again).items():
+        assert torch.equal(value, state[name])
+
+
+def first_class_of_five(own: int, step: int, _: int, classes: int) -> int:
+    return (own + step) * classes // 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (catalog.p2sgrad(), "objective 'p2sgrad' is no softmax of the logits and cannot be sharded"),
+        (catalog.uniface(), "objective 'uniface' is no softmax of the logits and cannot be sharded"),
+        (catalog.softmax().replace(regularizer=EnergyRegularizer()), "regularizer 'hyperspherical_energy' needs all"),
+    ],
+    ids=["p2sgrad", "uniface", "energy"],
+)
+def test_what_needs_all_classes_in_one_place_is_refused(spec: LossSpec, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        ShardedMarginHead(spec, CLASSES, DIM)
