@@ -25,7 +25,8 @@ from analysis.figures import (
 from analysis.figures import WINNER as WINNER_COLOUR
 from analysis.tables import records, score_title
 
-_OTHER_SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")
+_SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "star-open")
+"""Of the tested score, and of up to four others."""
 _UNRESOLVED = "rgba(118, 118, 118, 0.13)"
 _THRESHOLD_DASHES = ("solid", "dash", "dot", "dashdot")
 _ROW_PIXELS = 165
@@ -49,7 +50,7 @@ def forest_figure(results: Results) -> Figure:
                 name=score_title(score) + (", tested" if score == results.metric else ""),
                 mode="markers",
                 marker={
-                    "symbol": "circle" if index == 0 else _OTHER_SYMBOLS[index],
+                    "symbol": _SYMBOLS[index],
                     "size": 10 if index == 0 else 7,
                     "color": WINNER_COLOUR if index == 0 else MUTED,
                 },

@@ -13,7 +13,7 @@ from search_space import LossSchedule, LossSpec, catalog
 from tests.analysis.journals import started, write_journal
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
-from trainers.recipe import FARS
+from trainers.recipe import FARS, RewardMetric
 from trainers.resampling import draw_clusters, resampled
 from trainers.verification import verification
 
@@ -28,7 +28,7 @@ ENTRANTS: Mapping[str, tuple[LossSpec, float]] = {
 """Each entrant's loss, and the noise in its embeddings."""
 
 
-def plan(seeds: int) -> ComparisonPlan:
+def plan(seeds: int, metric: RewardMetric = "tar_at_far_1e-2") -> ComparisonPlan:
     """What a comparison decides before it begins."""
     entrants = tuple(
         Entrant(
@@ -44,7 +44,7 @@ def plan(seeds: int) -> ComparisonPlan:
         number=1,
         search_id="c0ffee12",
         options=CompareOptions(seeds=seeds, resamples=RESAMPLES),
-        metric="tar_at_far_1e-2",
+        metric=metric,
         entrants=entrants,
         seeds=tuple(range(1, seeds + 1)),
         spare_seeds=((),) * seeds,
@@ -54,7 +54,15 @@ def plan(seeds: int) -> ComparisonPlan:
     )
 
 
-def write_compared(run_dir: Path, *, seeds: int = 3, curves: bool = True, diverged: str = "", error: str = "") -> Path:
+def write_compared(
+    run_dir: Path,
+    *,
+    seeds: int = 3,
+    curves: bool = True,
+    diverged: str = "",
+    error: str = "",
+    metric: RewardMetric = "tar_at_far_1e-2",
+) -> Path:
     """A comparison's folder. Without `curves` it is as older versions wrote it; `diverged` names an entrant whose
     first seed gave no model."""
     folder = run_dir / "compare" / "01"
@@ -96,7 +104,7 @@ def write_compared(run_dir: Path, *, seeds: int = 3, curves: bool = True, diverg
             who = {"entrant": name, "seed": seed, "trial": number, "state": "trained"}
             scored.append(Scored.model_validate({**who, "metrics": metrics, **files}))
     events: list[Event] = [
-        started(comparison=plan(seeds).model_dump(mode="json")).model_copy(update={"search_id": "c0mpare"}),
+        started(comparison=plan(seeds, metric).model_dump(mode="json")).model_copy(update={"search_id": "c0mpare"}),
         Asked(count=len(trials), trials=tuple(trials)),
         *told,
         Finished(winner=None),

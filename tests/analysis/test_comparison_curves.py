@@ -1,14 +1,17 @@
 """Error curves and cosines of a comparison: against its own scores, with trainings that diverged, and without any."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.comparison import Results
+from analysis.comparison import SCORES, Results
 from analysis.comparison_curves import cosines_of, drawable, errors_of, thresholds_of
 from analysis.comparison_page import comparison_html
+from analysis.comparison_plots import forest_figure
 from tests.analysis.comparisons import ENTRANTS, write_compared
+from trainers.recipe import RewardMetric
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,13 @@ def test_a_comparison_from_before_curves_were_kept_is_still_shown(tmp_path: Path
     assert "made before error curves were kept" in page
     assert 'id="forest-figure"' in page
     assert 'id="errors-figure"' not in page
+
+
+@pytest.mark.parametrize("metric", ["rank1", "one_minus_eer", "tar_at_far_1e-3"])
+def test_every_true_accept_rate_has_its_mark_beside_whatever_was_tested(
+    metric: RewardMetric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.comparison.FEWEST_FALSE_ACCEPTS", 0)  # as with a thousand test images
+    figure = forest_figure(Results.read(write_compared(tmp_path, metric=metric)))
+    symbols = [trace["marker"]["symbol"] for trace in json.loads(figure.plot)["data"]]
+    assert len(symbols) == len(set(symbols)) == len({metric, *SCORES[:4]})
