@@ -110,6 +110,11 @@ class Results:
         """Whether several searches are compared."""
         return bool(self.plan.get("searches"))
 
+    @property
+    def repeated(self) -> str:
+        """What the units are, in a word."""
+        return "searches" if self.of_searches else "seeds"
+
     def by_unit(self, value_S: Floats) -> Floats:
         """The mean over the seeds of each unit, along the first axis; every search has as many seeds."""
         mean_U: Floats = value_S.reshape(self.units, -1, *value_S.shape[1:]).mean(1)

@@ -221,7 +221,7 @@ def _beforehand(results: Results) -> Section:
         "tested contrasts": f"{tested}, the winner against each baseline and control; level {results.level:g}, Holm",
         "seeds": f"{seeds}; none of them was used by a search of this comparison or an earlier one",
         "repeated": results.repeats,
-        "resamples": f"{plan['options']['resamples']}, each of all {'searches' if results.of_searches else 'seeds'} "
+        "resamples": f"{plan['options']['resamples']}, each of all {results.repeated} "
         f"and of all {opened.clusters} {unit}",
         "in each resample": "the threshold is found anew; rank-1 keeps its gallery",
         "collapsed trainings": "count with their scores",
