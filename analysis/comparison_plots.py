@@ -72,8 +72,9 @@ def forest_figure(results: Results) -> Figure:
         title="The winner minus each baseline",
         label=f"Paired differences with {results.coverage} intervals by baseline, zero line drawn. {said}.",
         caption=(
-            f"Right of 0 the winner is ahead. Bars: {results.coverage} intervals over {results.repeated} and identities. "
-            "Only the filled marks were tested. A TAR that rests on fewer than 30 false accepts is not drawn."
+            f"Right of 0 the winner is ahead. Bars: {results.coverage} intervals over {results.repeated} and "
+            "identities. Only the filled marks were tested. A TAR that "
+            "rests on fewer than 30 false accepts is not drawn."
         ),
         table=table[table["score"].isin(shown)],
         plot=draw(
@@ -180,9 +181,10 @@ def errors_figure(results: Results) -> Figure | None:
         label=f"False reject rate at false accept rates from {low:.2g} to {high:.2g}; at {high:.2g}: "
         + ", ".join(at_high),
         caption=(
-            f"Low is good. Means over seeds. Bands: {results.coverage} intervals over {results.repeated} and identities at "
-            f"each rate, drawn for {' and '.join(banded)}; those of the others are in the table. Bands may overlap where a "
-            f"paired difference is clear. Grey: fewer than {FEWEST_FALSE_ACCEPTS} false accepts, a handful of pairs."
+            f"Low is good. Means over seeds. Bands: {results.coverage} intervals over {results.repeated} and "
+            f"identities at each rate, drawn for {' and '.join(banded)}; those of the others are in the table. Bands "
+            "may overlap where a paired difference is clear. Grey: fewer than "
+            f"{FEWEST_FALSE_ACCEPTS} false accepts, a handful of pairs."
         ),
         table=table,
         plot=draw(
