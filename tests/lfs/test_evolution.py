@@ -155,6 +155,14 @@ def test_the_oldest_dies_however_good() -> None:
     assert summary["population/oldest_age"] == 3
 
 
+def is_mutant(spec: LossSpec, mother: Genome) -> bool:
+    """Whether one of its two formulas or its scale is changed, and nothing else."""
+    n = spec.negative.n if isinstance(spec.negative, parts.SymbolicNegative) else "c"
+    scale = spec.scale.value if isinstance(spec.scale, parts.ConstantScale) else math.nan
+    child = Genome(target(spec), n, scale)
+    return sum(mine != hers for mine, hers in zip(child, mother, strict=True)) == 1
+
+
 def test_the_winner_of_the_tournament_has_the_child() -> None:
     sampler = evolution(population=len(CATALOG), tournament=len(CATALOG), crossover=0.0, seeds="catalog")
     favourite = 4
@@ -162,11 +170,17 @@ def test_the_winner_of_the_tournament_has_the_child() -> None:
         sampler.propose(number)
         sampler.learn(number, outcome(float(number == favourite)), epochs=1)
     for number in range(len(CATALOG), len(CATALOG) + 5):
-        spec = sampler.propose(number).final
-        n = spec.negative.n if isinstance(spec.negative, parts.SymbolicNegative) else "c"
-        scale = spec.scale.value if isinstance(spec.scale, parts.ConstantScale) else math.nan
-        child, mother = Genome(target(spec), n, scale), CATALOG[favourite]
-        assert sum(mine != hers for mine, hers in zip(child, mother, strict=True)) == 1
+        assert is_mutant(sampler.propose(number).final, CATALOG[favourite])
+
+
+def test_a_candidate_that_a_rung_promoted_wins_over_higher_rewards_of_the_rung_below() -> None:
+    sampler = evolution(population=len(CATALOG), tournament=len(CATALOG), crossover=0.0, seeds="catalog")
+    for number in range(len(CATALOG)):
+        sampler.propose(number)
+        sampler.learn(number, outcome(0.9), epochs=1)
+    promoted = 4  # no other has its formula of the negatives
+    sampler.learn(promoted, outcome(0.2), epochs=3)
+    assert is_mutant(sampler.propose(len(CATALOG)).final, CATALOG[promoted])
 
 
 def test_a_loss_that_cannot_tell_classes_apart_does_not_learn() -> None:
