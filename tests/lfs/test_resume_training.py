@@ -13,11 +13,12 @@ from lfs.plan import make_controller
 from lfs.runner import TrainingRunner
 from lfs.search import search
 from lfs.winner import best_at_horizon
+from tests.lfs.command import IMAGE_SIZE
 from tests.lfs.toy import started
 from trainers.data import DataConfig, load_task
 from trainers.recipe import Numerics, Recipe
 
-RECIPE = Recipe(width=4, embedding_dim=32, horizon_epochs=3)
+RECIPE = Recipe(width=4, embedding_dim=32, batch_size=16, horizon_epochs=3)
 CONFIG = RunConfig.model_validate(
     {"search": {"method": "reinforce", "batch": 2, "warmup_epochs": 1, "cooldown_epochs": 1}, "baselines": []}
 )
@@ -38,10 +39,9 @@ def run(folder: Path, runner: TrainingRunner) -> list[Event]:
         return list(journal)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lockstep", [1, 4])
-def test_resume_of_real_training_gives_the_same_journal(lockstep: int, tmp_path: Path) -> None:
-    task = load_task(DataConfig(), cache_dir=tmp_path / "cache")
+def test_resume_of_real_training_gives_the_same_journal(lockstep: int, shapes: Path, tmp_path: Path) -> None:
+    task = load_task(DataConfig(path=shapes, image_size=IMAGE_SIZE), cache_dir=tmp_path / "cache")
     runner = TrainingRunner(task, RECIPE, Numerics(lockstep=lockstep))
     whole = run(tmp_path / "whole", runner)
     assert isinstance(whole[-1], Finished)
