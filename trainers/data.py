@@ -156,10 +156,6 @@ def _halves(counts: Mapping[str, int], seed: int) -> tuple[list[str], list[str]]
     return sorted(ordered[::2]), sorted(ordered[1::2])
 
 
-def _names(source: ImageSource, classes: Sequence[str]) -> list[str]:
-    return [name for class_name in classes for name in source.files[class_name]]
-
-
 def _labels(source: ImageSource, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.repeat(np.arange(len(classes), dtype=np.int64), [len(source.files[name]) for name in classes])
 

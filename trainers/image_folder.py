@@ -20,8 +20,8 @@ from trainers.image_source import (
     ImageSource,
     OnImage,
     Reader,
+    Store,
     by_class,
-    fingerprints_by_reading,
     wanted,
 )
 from trainers.splits import TABLE_NAME, split_table
@@ -30,7 +30,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: the same ima
 
 
 @dataclass(frozen=True, slots=True)
-class FolderStore:
+class FolderStore(Store):
     """The image files of the set at `path`; `root`, it or its `images`, holds one folder a class."""
 
     path: Path
@@ -41,13 +41,9 @@ class FolderStore:
         """What reads images while the context lasts."""
         yield lambda name: reading((self.root / name.removeprefix("images/")).read_bytes, name, self.path)
 
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image."""
-        return fingerprints_by_reading(self, names)
-
 
 @dataclass(frozen=True, slots=True)
-class ZipStore:
+class ZipStore(Store):
     """Image files in a zip."""
 
     path: Path

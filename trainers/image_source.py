@@ -39,8 +39,10 @@ class Store(Protocol):
         ...
 
     def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each of these images, whose bytes need not be read where the format has them."""
-        ...
+        """Name, size and CRC-32 of each of these images, by reading them; a format that keeps checksums need not."""
+        with self.reader() as read:
+            contents = ((name, read(name)) for name in names)
+            return [(name, len(content), zlib.crc32(content)) for name, content in contents]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +97,6 @@ class ImageSource:
         """The same set with these images alone, in the order of the classes' names."""
         kept = {name: tuple(sorted(files[name])) for name in sorted(files)}
         return replace(self, files=kept, splits={name: self.splits[name] for name in kept})
-
-
-def fingerprints_by_reading(store: Store, names: Sequence[str]) -> list[Fingerprint]:
-    """The fingerprints of images whose format keeps no checksums."""
-    with store.reader() as read:
-        contents = ((name, read(name)) for name in names)
-        return [(name, len(content), zlib.crc32(content)) for name, content in contents]
 
 
 def by_class(names: Iterable[str], path: Path) -> dict[str, tuple[str, ...]]:

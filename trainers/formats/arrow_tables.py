@@ -19,15 +19,7 @@ import pyarrow.parquet as pq
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
 from trainers.formats.labelled import Row, found_in_table, image_names
 from trainers.image_folder import beside
-from trainers.image_source import (
-    DataError,
-    Fingerprint,
-    FoundImages,
-    ImageSource,
-    OnImage,
-    Reader,
-    fingerprints_by_reading,
-)
+from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
 
 _IMAGE_WORDS = ("image", "img", "bytes", "image_bytes", "content")
@@ -36,7 +28,7 @@ _IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
-class ArrowStore:
+class ArrowStore(Store):
     """Images in columns of bytes; `rows` says in which column, and in which row of it, each is."""
 
     columns: Sequence[pa.ChunkedArray]
@@ -54,10 +46,6 @@ class ArrowStore:
             return content
 
         yield read
-
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image."""
-        return fingerprints_by_reading(self, names)
 
 
 def holds_tables(path: Path) -> bool:

@@ -8,15 +8,7 @@ from pathlib import Path
 
 from trainers.formats.labelled import Row, found_in_table, image_names
 from trainers.image_folder import reading, write_folder
-from trainers.image_source import (
-    DataError,
-    Fingerprint,
-    FoundImages,
-    ImageSource,
-    OnImage,
-    Reader,
-    fingerprints_by_reading,
-)
+from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 
 PATH_WORDS = ("path", "file", "filename", "image_path", "image")
 LABEL_WORDS = ("label", "class", "identity", "id", "target")
@@ -24,7 +16,7 @@ LABEL_WORDS = ("label", "class", "identity", "id", "target")
 
 
 @dataclass(frozen=True, slots=True)
-class ListStore:
+class ListStore(Store):
     """Image files anywhere, by name."""
 
     files: Mapping[str, Path]
@@ -33,10 +25,6 @@ class ListStore:
     def reader(self) -> Iterator[Reader]:
         """What reads images while the context lasts."""
         yield lambda name: reading(self.files[name].read_bytes, str(self.files[name]), self.files[name].parent)
-
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image."""
-        return fingerprints_by_reading(self, names)
 
 
 def find_in_csv(path: Path) -> FoundImages:

@@ -5,7 +5,7 @@ An image is handed on as a PGM or PPM file: its pixels behind a header of a few 
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,15 +16,7 @@ import numpy.typing as npt
 from trainers.formats.labelled import Row, found_in_table, image_names
 from trainers.image_cache import decode_image
 from trainers.image_folder import beside
-from trainers.image_source import (
-    DataError,
-    Fingerprint,
-    FoundImages,
-    ImageSource,
-    OnImage,
-    Reader,
-    fingerprints_by_reading,
-)
+from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -36,7 +28,7 @@ _MOST_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayStore:
+class ArrayStore(Store):
     """Images that `load` gives as one array, N×H×W or N×H×W×3; `rows` says which is whose."""
 
     load: Callable[[], UInt8Array]
@@ -47,10 +39,6 @@ class ArrayStore:
         """What reads images while the context lasts; the array is in memory so long."""
         images = self.load()
         yield lambda name: _as_file(images[self.rows[name]])
-
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image as a file."""
-        return fingerprints_by_reading(self, names)
 
 
 def _as_file(pixels: UInt8Array) -> bytes:

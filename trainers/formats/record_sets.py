@@ -9,7 +9,7 @@ import math
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,16 +19,7 @@ from pathlib import Path, PurePosixPath
 from trainers.formats.record_io import Record, append_record, damaged, mapped, record_at, records
 from trainers.image_cache import decode_image
 from trainers.image_folder import beside
-from trainers.image_source import (
-    DataError,
-    Fingerprint,
-    FoundImages,
-    ImageSource,
-    OnImage,
-    Reader,
-    by_class,
-    fingerprints_by_reading,
-)
+from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store, by_class
 from trainers.splits import TABLE_NAME, split_table
 
 _HEADER = struct.Struct("<IfQQ")
@@ -39,7 +30,7 @@ _ENDINGS = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"GIF
 
 
 @dataclass(frozen=True, slots=True)
-class RecordStore:
+class RecordStore(Store):
     """Images in a record file; `offsets` says where the record of each begins, in bytes."""
 
     path: Path
@@ -55,10 +46,6 @@ class RecordStore:
                 return record.content(data, _header(data, record, self.path).image_begin)
 
             yield read
-
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image."""
-        return fingerprints_by_reading(self, names)
 
 
 def find_in_records(path: Path) -> FoundImages:

@@ -10,23 +10,14 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from trainers.formats.labelled import Row, found_in_table, image_names
 from trainers.image_folder import beside, refuse_unsafe
-from trainers.image_source import (
-    DataError,
-    Fingerprint,
-    FoundImages,
-    ImageSource,
-    OnImage,
-    Reader,
-    by_class,
-    fingerprints_by_reading,
-)
+from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store, by_class
 from trainers.splits import TABLE_NAME, split_table
 
 _IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "img")
@@ -43,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class TarStore:
+class TarStore(Store):
     """Images in uncompressed tars, by name."""
 
     places: Mapping[str, Place]
@@ -62,10 +53,6 @@ class TarStore:
                 return content
 
             yield read
-
-    def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
-        """Name, size and CRC-32 of each image."""
-        return fingerprints_by_reading(self, names)
 
 
 def find_in_tar(path: Path) -> FoundImages:
