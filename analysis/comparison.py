@@ -255,7 +255,7 @@ class Results:
 
     def markdown(self) -> str:
         """Headline, tables and remarks, for a page that takes Markdown."""
-        tables = [_pipes(table) for table in self.terminal_tables()[::-1]]
+        tables = [pipes(table) for table in self.terminal_tables()[::-1]]
         remarks = "\n".join(f"- {remark}" for remark in self.remarks())
         return "\n\n".join([self.headline, *tables, remarks]) + "\n"
 
@@ -380,7 +380,8 @@ _COUNTED = {
 }
 
 
-def _pipes(frame: pd.DataFrame) -> str:
+def pipes(frame: pd.DataFrame) -> str:
+    """A table in Markdown."""
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
 

@@ -103,10 +103,10 @@ _P_OF_SEARCHES = (
     "minus that of the baseline's under the same seeds; so it is the kind of search that is judged, not one find."
 )
 _HOW_TO_READ = (
-    "Holm p: corrected for all rows of the "
-    "table. Interval: bootstrap over what is repeated (seeds, or searches) and test identities together, widened for "
-    "their small numbers; where the two interact it is wider than needed. P(better): the share of those resamples in "
-    "which the winner is ahead. 'better' and 'worse' need both a Holm p below the level and an interval without 0."
+    "Holm p: corrected for all rows of the table. Interval: bootstrap over what is repeated (seeds, or searches) and "
+    "test identities together, widened for their small numbers; where the two interact it is wider than needed. "
+    "P(better): the share of those resamples in which the winner is ahead. 'better' and 'worse' need both a Holm p "
+    "below the level and an interval without 0."
 )
 
 
@@ -211,10 +211,8 @@ def _beforehand(results: Results) -> Section:
     started = results.ledger.started
     unit = "groups of identities (from the class names)" if plan["grouped"] else "identities"
     tested = len(results.rivals)
-    least = min(1.0, tested * 2.0 ** (1 - len(results.seeds)))
     began = "–" if started is None else when(started.time)
     seeds = ", ".join(map(str, results.seeds))
-    lowest = 2.0 ** (1 - len(results.seeds))
     statements = {
         "written": f"{began}, before the first training; the test was opened {when(opened.time)}",
         "tested score": f"{score_title(results.metric)}, the search's reward, here on the test identities",
@@ -231,6 +229,8 @@ def _beforehand(results: Results) -> Section:
         "test opened before": f"{opened.opened_before}× by comparisons of this workspace; others are not known here",
     }
     if not results.of_searches:
+        lowest = 2.0 ** (1 - len(results.seeds))
+        least = min(1.0, tested * lowest)
         statements["lowest p-values"] = f"{lowest:.2g} for so many seeds, {least:.2g} after Holm"
     table = pd.DataFrame({"what": list(statements), "how": list(statements.values())})
     return Section(

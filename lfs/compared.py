@@ -32,7 +32,11 @@ class ComparedSearch:
     @classmethod
     def read(cls, run_dir: Path) -> "ComparedSearch":
         """The search of a run. Raises `JournalError` for one that is not finished or has no winner."""
-        started, events = read_search(run_dir)
+        return cls.of(run_dir, *read_search(run_dir))
+
+    @classmethod
+    def of(cls, run_dir: Path, started: Started, events: Sequence[Event]) -> "ComparedSearch":
+        """The search of a run whose journal is read already. Raises as `read` does."""
         trials = {trial.number: trial for event in events if isinstance(event, Asked) for trial in event.trials}
         outcomes = {event.trial: event.outcome for event in reversed(events) if isinstance(event, Told)}
         finished = next((event for event in events if isinstance(event, Finished)), None)

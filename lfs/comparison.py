@@ -157,7 +157,7 @@ def prepare(
     winner, or whose data has changed, `ConfigError` for options that cannot be, or that an earlier comparison
     contradicts.
     """
-    started, _ = read_search(run_dir)
+    started, events = read_search(run_dir)
     options = _options(given)
     config = _config(started, overrides)
     earlier = _earlier(run_dir)
@@ -168,7 +168,8 @@ def prepare(
         launch = None if _is_scored(plan, past) else _launch(run_dir, folder, config, started, plan)
         return Comparison(folder=folder, plan=plan, begun=True, launch=launch)
     folder = run_dir / FOLDER / f"{len(earlier) + 1:02d}"
-    searches = [ComparedSearch.read(folder) for folder in (run_dir, *map(Path, options.also))]
+    others = [ComparedSearch.read(Path(folder)) for folder in options.also]
+    searches = [ComparedSearch.of(run_dir, started, events), *others]
     refuse_different(searches)
     plan = _new_plan(searches, config, options, number=len(earlier) + 1, used=_seeds(searches, earlier))
     return Comparison(folder=folder, plan=plan, begun=False, launch=_launch(run_dir, folder, config, started, plan))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from analysis.comparison import pipes, written
 from analysis.significance import Estimate, TwoWay, Verdict, holm, verdict
 from tests.bench import study_plan as plan
 from tests.bench.rows import RESULTS, read_rows
@@ -37,13 +38,19 @@ class Arm:
     images: float
     """Training images of a unit: to find the loss and to train it once."""
 
-    def means(self, clusters: int) -> Floats:
-        """The mean over units in each resample of units and identities, B."""
+    def means(self, clusters: int) -> tuple[Floats, TwoWay]:
+        """The mean over units in each resample of units and identities, B, and the draws that it comes from."""
         rng = np.random.default_rng([len(self.score_U), *self.name.encode()])
         two_way = TwoWay.draw(
             seeds=len(self.score_U), resamples=self.move_UB.shape[1], clusters=clusters, level=LEVEL, rng=rng
         )
-        return two_way.means(self.score_U, self.move_UB)
+        return two_way.means(self.score_U, self.move_UB), two_way
+
+    def estimate(self, clusters: int) -> Estimate:
+        """The mean over units with its interval."""
+        mean_B, two_way = self.means(clusters)
+        low, high = two_way.interval(mean_B)
+        return Estimate(mean=float(self.score_U.mean()), low=low, high=high, n=len(self.score_U))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +63,10 @@ class Contrast:
     p: float
 
 
-def interval(value_B: Floats) -> tuple[float, float]:
-    """The percentile interval."""
-    low, high = np.quantile(value_B, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(low), float(high)
-
-
 def contrast(arm: Arm, rival: Arm, clusters: int) -> Contrast:
     """The difference of two arms of at least two units each."""
-    low, high = interval(arm.means(clusters) - rival.means(clusters))
+    (mean_B, two_way), (rival_mean_B, _) = arm.means(clusters), rival.means(clusters)
+    low, high = two_way.interval(mean_B - rival_mean_B)
     mean = float(arm.score_U.mean() - rival.score_U.mean())
     p = float(stats.ttest_ind(arm.score_U, rival.score_U, equal_var=False).pvalue)
     estimate = Estimate(mean=mean, low=low, high=high, n=min(len(arm.score_U), len(rival.score_U)))
@@ -136,19 +138,17 @@ class DataSet:
 
     def table(self, arms: Sequence[Arm]) -> pd.DataFrame:
         """One line an arm."""
-        lines = []
-        for arm in sorted(arms, key=lambda each: -float(each.score_U.mean())):
-            low, high = interval(arm.means(self.clusters))
-            lines.append(
-                {
-                    "": arm.name,
-                    "units": len(arm.score_U),
-                    "test": f"{arm.score_U.mean():.4f} [{low:.4f}, {high:.4f}]",
-                    "between units": f"{arm.score_U.std(ddof=1):.4f}",
-                    "validation, choice half": f"{arm.choice:.4f}",
-                    "images in all": f"{arm.images:,.0f}",
-                }
-            )
+        lines = [
+            {
+                "": arm.name,
+                "units": len(arm.score_U),
+                "test": written(arm.estimate(self.clusters)),
+                "between units": f"{arm.score_U.std(ddof=1):.4f}",
+                "validation, choice half": f"{arm.choice:.4f}",
+                "images in all": f"{arm.images:,.0f}",
+            }
+            for arm in sorted(arms, key=lambda each: -float(each.score_U.mean()))
+        ]
         return pd.DataFrame(lines)
 
 
@@ -168,12 +168,6 @@ def primary(sets: Mapping[str, DataSet]) -> list[tuple[str, Contrast | None, flo
     ]
 
 
-def pipes(frame: pd.DataFrame) -> str:
-    """The table in Markdown."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def primary_table(sets: Mapping[str, DataSet]) -> pd.DataFrame:
     """The primary contrasts as text."""
     lines = []
@@ -181,13 +175,11 @@ def primary_table(sets: Mapping[str, DataSet]) -> pd.DataFrame:
         if each is None:
             lines.append({"data": data, "contrast": f"best search − {rival}", "difference": "rows are lacking"})
             continue
-        d = each.difference
-        text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
         lines.append(
             {
                 "data": data,
                 "contrast": f"{each.arm} − {each.rival}",
-                "difference": text,
+                "difference": written(each.difference, sign="+"),
                 "p": f"{each.p:.3g}",
                 "Holm": f"{p:.3g}",
                 "the search is": said,
@@ -206,8 +198,7 @@ def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
         line: dict[str, object] = {"": arm.name}
         for rival in plan.PRIMARY_RIVALS:
             if rival in by_name:
-                d = contrast(arm, by_name[rival], data.clusters).difference
-                line[f"− {rival}"] = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+                line[f"− {rival}"] = written(contrast(arm, by_name[rival], data.clusters).difference, sign="+")
         lines.append(line)
     return pd.DataFrame(lines)
 
