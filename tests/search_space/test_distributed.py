@@ -3,20 +3,15 @@
 Shapes: N batch, D embedding. All cases run inside one pair of processes, in float64, three steps of training each.
 """
 
-import datetime as dt
-import warnings
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from search_space import LossSpec, MarginHead, catalog
 from search_space.distributed import gathered
 from search_space.parts import AdaCosScale
+from tests.search_space.processes import Answers, Record, answers_of, in_group
 
 CLASSES, DIM, STEPS = 7, 6, 3
 COUNTS = [5, 1, 30, 10, 2, 700, 64]
@@ -42,9 +37,6 @@ CASES: dict[str, LossSpec] = {
         "uniface",
     )
 } | {"curricularface under adacos": catalog.curricularface().replace(scale=AdaCosScale())}
-
-Record = list[dict[str, Tensor]]
-"""What one process saw at each step: its loss, its averaged gradients, its state afterwards."""
 
 
 def generator(seed: int) -> torch.Generator:
@@ -79,34 +71,25 @@ def trained(head: MarginHead, model: nn.Module, rows: slice) -> Record:
     return record
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, world: int, folder: str) -> None:
     """One of the two processes: every case and split, then what must not wait for the other process."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=2, timeout=dt.timedelta(seconds=60))
-    answers: dict[str, Record] = {}
-    for case, spec in CASES.items():
-        for split, counts in SPLITS.items():
-            head = head_of(spec)
-            rows = slice(0, counts[0]) if rank == 0 else slice(counts[0], None)
-            answers[f"{case}, {split}"] = trained(head, DistributedDataParallel(head), rows)
-    lengths = (3, 1)
-    own_N = 10 * rank + torch.arange(lengths[rank])
-    answers["gathered"] = [{"values": gathered(own_N), "doubles": gathered(own_N.double() / 4)}]
-    if rank == 0:
-        evaluated = [{case: head_of(spec).eval()(*joined_batch(0)).detach()} for case, spec in CASES.items()]
-        answers["evaluated alone"] = evaluated
-    dist.barrier()
-    torch.save(answers, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    with in_group(rank, world, folder) as answers:
+        for case, spec in CASES.items():
+            for split, counts in SPLITS.items():
+                head = head_of(spec)
+                rows = slice(0, counts[0]) if rank == 0 else slice(counts[0], None)
+                answers[f"{case}, {split}"] = trained(head, DistributedDataParallel(head), rows)
+        lengths = (3, 1)
+        own_N = 10 * rank + torch.arange(lengths[rank])
+        answers["gathered"] = [{"values": gathered(own_N), "doubles": gathered(own_N.double() / 4)}]
+        if rank == 0:
+            evaluated = [{case: head_of(spec).eval()(*joined_batch(0)).detach()} for case, spec in CASES.items()]
+            answers["evaluated alone"] = evaluated
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Record]]:
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answers]:
+    return answers_of(worker, 2, tmp_path_factory.mktemp("processes"))
 
 
 def single(case: str) -> Record:
@@ -115,7 +98,7 @@ def single(case: str) -> Record:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one(case: str, answers: list[dict[str, Record]]) -> None:
+def test_two_processes_train_as_one(case: str, answers: list[Answers]) -> None:
     """The ranks' mean loss, the averaged gradients and all state at every step are those of the joined batch."""
     first, second = (answer[f"{case}, even"] for answer in answers)
     for one, other, wanted in zip(first, second, single(case), strict=True):
@@ -127,7 +110,7 @@ def test_two_processes_train_as_one(case: str, answers: list[dict[str, Record]])
 
 @pytest.mark.parametrize("case", ["adacos_dynamic", "adaface", "curricularface", "curricularface under adacos"])
 def test_statistics_are_those_of_the_joined_batch_for_batches_of_unequal_size(
-    case: str, answers: list[dict[str, Record]]
+    case: str, answers: list[Answers]
 ) -> None:
     """Seven samples and one: AdaCos's scale, AdaFace's mean and deviation and Curricular's t at the first step.
 
@@ -145,27 +128,27 @@ def test_statistics_are_those_of_the_joined_batch_for_batches_of_unequal_size(
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("case", CASES)
-def test_the_processes_never_part(case: str, split: str, answers: list[dict[str, Record]]) -> None:
+def test_the_processes_never_part(case: str, split: str, answers: list[Answers]) -> None:
     """Weights, learned margins and biases, and buffers agree after every step, whatever the sizes of the batches."""
     for one, other in zip(*(answer[f"{case}, {split}"] for answer in answers), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one.keys() - {"loss"})
 
 
-def test_learned_margins_were_projected(answers: list[dict[str, Record]]) -> None:
+def test_learned_margins_were_projected(answers: list[Answers]) -> None:
     """A step did take margins out of [0, 1] before another, so the projection under DDP was put to the test."""
     _, second, last = (seen["loss.margin.margin_C"] for seen in answers[0]["adaptiveface, even"])
     assert second.max() > 1
     assert last.max() < second.max() + RATE * 70 / CLASSES - 1e-6
 
 
-def test_values_are_gathered_in_rank_order_whatever_their_number(answers: list[dict[str, Record]]) -> None:
+def test_values_are_gathered_in_rank_order_whatever_their_number(answers: list[Answers]) -> None:
     for answer in answers:
         (seen,) = answer["gathered"]
         assert seen["values"].tolist() == [0, 1, 2, 10]
         assert seen["doubles"].tolist() == [0, 0.25, 0.5, 2.5]
 
 
-def test_a_process_that_evaluates_alone_waits_for_nobody(answers: list[dict[str, Record]]) -> None:
+def test_a_process_that_evaluates_alone_waits_for_nobody(answers: list[Answers]) -> None:
     for seen in answers[0]["evaluated alone"]:
         ((case, loss),) = seen.items()
         assert torch.equal(loss, head_of(CASES[case]).eval()(*joined_batch(0)))

@@ -3,20 +3,16 @@
 Shapes: N global batch, C classes, D embedding. All cases run inside one set of processes, in float64.
 """
 
-import datetime as dt
 import math
-import warnings
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from search_space import LossSpec, MarginHead, ShardedMarginHead, catalog, joined_state
 from search_space.parts import AdaCosScale, EnergyRegularizer
+from tests.search_space.processes import Answers, Record, answers_of, in_group
 
 CLASSES, DIM, STEPS, RATE = 7, 6, 3, 0.05
 SAMPLED_BATCHES = 80
@@ -41,8 +37,6 @@ CASES: dict[str, LossSpec] = {
         "subcenter_arcface",
     )
 } | {"curricularface under adacos": catalog.curricularface().replace(scale=AdaCosScale())}
-
-Record = list[dict[str, Tensor]]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -71,23 +65,16 @@ def trained(head: MarginHead | ShardedMarginHead, rows: slice) -> Record:
 
 
 def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=dt.timedelta(seconds=60))
     start = sum(BATCHES[world][:rank])
     rows = slice(start, start + BATCHES[world][rank])
-    answers: dict[str, Record] = {}
-    for case, spec in CASES.items():
-        head = ShardedMarginHead(spec, CLASSES, DIM, class_counts=COUNTS, generator=generator(0)).double()
-        answers[case] = trained(head, rows)
-    random = ShardedMarginHead(catalog.elasticface_arc(), CLASSES, DIM, generator=generator(0)).double()
-    answers["random margins"] = trained(random, rows)
-    torch.manual_seed(rank)
-    answers["sampled"] = [sampled_scales(rows)]
-    dist.barrier()
-    torch.save(answers, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    with in_group(rank, world, folder) as answers:
+        for case, spec in CASES.items():
+            head = ShardedMarginHead(spec, CLASSES, DIM, class_counts=COUNTS, generator=generator(0)).double()
+            answers[case] = trained(head, rows)
+        random = ShardedMarginHead(catalog.elasticface_arc(), CLASSES, DIM, generator=generator(0)).double()
+        answers["random margins"] = trained(random, rows)
+        torch.manual_seed(rank)
+        answers["sampled"] = [sampled_scales(rows)]
 
 
 def sampled_scales(rows: slice) -> dict[str, Tensor]:
@@ -104,10 +91,8 @@ def sampled_scales(rows: slice) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Record]]:
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(worker, args=(request.param, str(folder)), nprocs=request.param)  # type: ignore[attr-defined,no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Answers]:
+    return answers_of(worker, request.param, tmp_path_factory.mktemp("processes"))
 
 
 def whole_head(spec: LossSpec) -> MarginHead:
@@ -115,7 +100,7 @@ def whole_head(spec: LossSpec) -> MarginHead:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_processes_train_as_one(case: str, answers: list[dict[str, Record]]) -> None:
+def test_the_processes_train_as_one(case: str, answers: list[Answers]) -> None:
     """Loss, gradient of the embeddings, class weights, and all that is tracked or learned, at every step."""
     wanted = trained(whole_head(CASES[case]), slice(None))
     for index, seen in enumerate(wanted):
@@ -129,13 +114,13 @@ def test_the_processes_train_as_one(case: str, answers: list[dict[str, Record]])
                 torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-10)
 
 
-def test_all_processes_draw_the_same_random_margins(answers: list[dict[str, Record]]) -> None:
+def test_all_processes_draw_the_same_random_margins(answers: list[Answers]) -> None:
     first, *others = (answer["random margins"] for answer in answers)
     for other in others:
         assert [one["loss"] for one in first] == [one["loss"] for one in other]
 
 
-def test_adacos_scales_its_sum_over_sampled_negatives_up_to_all(answers: list[dict[str, Record]]) -> None:
+def test_adacos_scales_its_sum_over_sampled_negatives_up_to_all(answers: list[Answers]) -> None:
     (one, *rest) = (answer["sampled"][0]["mean"].item() for answer in answers)
     assert rest == [one] * len(rest)
     head = MarginHead(catalog.adacos_dynamic(), 200, DIM, generator=generator(0)).double()
@@ -150,7 +135,7 @@ def test_adacos_scales_its_sum_over_sampled_negatives_up_to_all(answers: list[di
 
 
 def test_checkpoints_go_from_any_number_of_processes_to_any_other(
-    answers: list[dict[str, Record]], monkeypatch: pytest.MonkeyPatch
+    answers: list[Answers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parts of two or three, joined, are a `MarginHead`'s, and are cut anew for five."""
     case = "curricularface under adacos"
