@@ -44,7 +44,7 @@ class EmbeddingSet:
         """The identity of each image as a number from 0 on."""
         return np.unique(self.column("labels", "says who is in each image"), return_inverse=True)[1]
 
-    def only(self, rows: npt.NDArray[np.bool_] | Ints) -> "EmbeddingSet":
+    def only(self, rows: slice | npt.NDArray[np.bool_] | Ints) -> "EmbeddingSet":
         """The set of these rows."""
         kept = {name: values[rows] for name, values in self.columns.items()}
         return EmbeddingSet(name=self.name, embeddings_ND=self.embeddings_ND[rows], columns=kept)

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from trainers.image_source import DataError
 from trainers.protocols.measures import Evaluation
 
+NO_GROUP = ""
+"""The name of rows that are of no group."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
@@ -55,12 +58,15 @@ def spreads(groups: Mapping[str, Evaluation]) -> dict[str, Spread]:
 def by_group(
     group_N: npt.NDArray[np.str_], evaluate: Callable[[npt.NDArray[np.bool_]], Evaluation]
 ) -> dict[str, Evaluation]:
-    """`evaluate` on each group's rows. Raises `DataError` for fewer than two groups, and names the group that fails."""
-    names = np.unique(group_N)
+    """`evaluate` on the rows of each group but `NO_GROUP`.
+
+    Raises `DataError` for fewer than two groups, and names the group that fails.
+    """
+    names = [name for name in np.unique(group_N).tolist() if name != NO_GROUP]
     if len(names) < 2:
-        raise DataError(f"a comparison of groups needs two groups, but all images are of '{names[0]}'")
+        raise DataError(f"a comparison of groups needs two groups, but got {' and '.join(names) or 'none'}")
     found = {}
-    for name in names.tolist():
+    for name in names:
         try:
             found[name] = evaluate(group_N == name)
         except DataError as error:

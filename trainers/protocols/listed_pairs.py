@@ -44,7 +44,7 @@ class ListedPairs:
     genuine_P: Bools
     fold_P: Ints
 
-    def only(self, rows: Bools) -> "ListedPairs":
+    def only(self, rows: slice | Bools) -> "ListedPairs":
         """Those of the pairs, in their folds."""
         return ListedPairs(
             first_P=self.first_P[rows],

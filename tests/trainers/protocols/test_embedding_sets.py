@@ -22,10 +22,8 @@ def saved(path: Path, **arrays: npt.NDArray[np.generic]) -> Path:
 
 
 def test_embeddings_labels_and_columns_are_read(tmp_path: Path) -> None:
-    path = saved(
-        tmp_path / "x.npz", embeddings=EYE.astype(np.float64), labels=np.array([7, 5, 7]), sex=np.array([*"fmf"])
-    )
-    found = read_embeddings(path)
+    columns = {"labels": np.array([7, 5, 7]), "sex": np.array([*"fmf"])}
+    found = read_embeddings(saved(tmp_path / "x.npz", embeddings=EYE.astype(np.float64), **columns))
     assert found.embeddings_ND.dtype == np.float32
     assert found.labels().tolist() == [1, 0, 1]
     assert {name: values.tolist() for name, values in found.columns.items()} == {
@@ -83,12 +81,12 @@ def test_a_damaged_file_is_refused_or_gives_plain_embeddings(at: int, value: int
         content = bytearray(path.read_bytes())
         content[at % len(content)] = value
         path.write_bytes(content[: len(content) - at // 100])
+        sentences = []
         try:
-            found = read_embeddings(path)
+            assert read_embeddings(path).embeddings_ND.shape[1] > 0
         except DataError as error:
-            assert "\n" not in str(error)
-        else:
-            assert found.embeddings_ND.shape[1] > 0
+            sentences.append(str(error))
+        assert not [sentence for sentence in sentences if "\n" in sentence]
 
 
 def test_names_find_rows_by_template_path_or_number() -> None:
