@@ -87,7 +87,7 @@ def evaluate_command(page_of: PageOf) -> Callable[..., None]:
         ] = None,
         resamples: Annotated[int, typer.Option(min=20, help="Of the bootstrap.")] = 1000,
         seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-        memory_mib: Annotated[int, typer.Option(min=1, help="For scores, beyond the embeddings.")] = 256,
+        memory_mib: Annotated[int, typer.Option(min=1, help="For chunks of scores; 20 million are held whole.")] = 256,
         device: Annotated[str, typer.Option(help="Where scores are computed: cpu, cuda, cuda:1.")] = "cpu",
         as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write all numbers.")] = None,
         plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page with curves.")] = None,

@@ -43,6 +43,19 @@ def test_embeddings_of_any_length_are_compared_by_direction() -> None:
     assert scaled.stranger_PT == pytest.approx(plain.stranger_PT, abs=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_a_gpu_finds_the_same() -> None:
+    images = clusters(1, 200, 20)
+    pairs = mates(images.columns["labels"], images.columns["labels"])
+    here, there = (
+        nearest(images.embeddings_ND, images.embeddings_ND, pairs, keep=3, memory_bytes=2**14, device=device)
+        for device in ("cpu", "cuda")
+    )
+    assert there.mate_P == pytest.approx(here.mate_P, abs=1e-5)
+    assert there.stranger_PT == pytest.approx(here.stranger_PT, abs=1e-5)
+
+
 def test_what_is_held_at_a_time_stays_within_the_stated_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     topk = torch.Tensor.topk

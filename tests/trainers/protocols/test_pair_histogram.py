@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.trainers.protocols.sets import clusters, corners, cosine_table
 from trainers.pair_scores import PairScores
@@ -70,6 +71,18 @@ def test_resamples_of_blocks_are_those_of_the_exact_bootstrap(images: EmbeddingS
             assert found[name][column] == pytest.approx(value[0], abs=4e-3), name  # one pair of two images weighs .003
     exact = resampled(PairScores.of(images.embeddings_ND, label_N, block_N), weight_KB, FARS).scores["rank1"]
     assert rank1_B == pytest.approx(exact + verification(images.embeddings_ND, label_N, FARS)["rank1"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_a_gpu_counts_the_same() -> None:
+    images = CASES[2]  # whose cosines are exact on any device
+    there = PairHistogram.of(
+        images.embeddings_ND, images.labels(), rng=np.random.default_rng(0), memory_bytes=2**14, device="cuda"
+    )
+    assert (there.impostor_JH == of(images).impostor_JH).all()
+    assert (there.genuine_HK == of(images).genuine_HK).all()
+    assert (there.hits_K == of(images).hits_K).all()
 
 
 def test_lack_of_pairs_is_refused() -> None:
