@@ -68,8 +68,11 @@ def _autocast(device: torch.device, numerics: Numerics) -> torch.autocast:
 def capture(network: EmbeddingNetwork, images_shape: Sequence[int], numerics: Numerics, device: torch.device) -> None:
     """Have the training passes of `network`, in training mode, replay CUDA graphs for batches of `images_shape`.
 
-    Its weights and averages stay as they are. Weights may change later in place, not be replaced.
+    Its weights and averages stay as they are. Weights may change later in place, not be replaced. Raises ValueError
+    where `device` is no GPU.
     """
+    if device.type != "cuda":
+        raise ValueError(f"execution 'cuda_graph' needs a CUDA device, but this worker trains on '{device.type}'")
     held = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images_NKHW = torch.zeros(*images_shape, device=device).contiguous(memory_format=_layout(numerics))
     with _autocast(device, numerics):
