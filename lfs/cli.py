@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lfs.data_cli import data_app
 from lfs.errors import UserError
+from lfs.evaluate_cli import evaluate_command
 from lfs.methods import METHODS
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lfs.tracker import Tracker
     from search_space import LossSpec
     from search_space.catalog import Value
+    from trainers.protocols.groups import Spread
+    from trainers.protocols.measures import Evaluation
 
 app = typer.Typer(
     help="Search for the margin-softmax loss that suits your data.",
@@ -461,6 +464,19 @@ def export(
     if found["constant"] is not None:
         out.print(CONSTANT_HINT.format(epochs=found["epochs"]), soft_wrap=True)
     out.print("\n" + EXAMPLE.format(path=path), soft_wrap=True)
+
+
+def _evaluation_page(title: str, found: "Mapping[str, Evaluation]", spread: "Mapping[str, Spread]") -> str:
+    from analysis.protocol_page import evaluation_html
+    from lfs.evaluation_tables import curves, measures, spreads
+
+    whole = next(iter(found.values()))
+    tables = {"with 95 % intervals": measures(found)} | ({"over groups": spreads(spread)} if spread else {})
+    axes = ("FPIR", "TPIR") if whole.protocol == "identification" else ("FAR", "TAR")
+    return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=whole.notes)
+
+
+app.command()(evaluate_command(_evaluation_page))
 
 
 def _run_folder(run: Path | None, data_name: str) -> Path:

@@ -66,13 +66,14 @@ def _is_count(word: str) -> bool:
 def image_of(source: ImageSource) -> Mapping[tuple[str, int], str]:
     """The images of a set by (identity, number), the number being the last digits of the file's name before its ending,
     as in `Ann_Veneman_0003.jpg`."""
-    by_number: dict[tuple[str, int], str] = {}
-    for identity, names in source.files.items():
-        for name in names:
-            digits = PurePosixPath(name).stem.rpartition("_")[2]
-            if _is_count(digits):
-                by_number[identity, int(digits)] = name
-    return by_number
+    every = [(identity, name) for identity, names in source.files.items() for name in names]
+    return {key: name for identity, name in every if (key := (identity, number_of(name)))[1]}
+
+
+def number_of(name: str) -> int:
+    """The number in a file's name, `.../Ann_Veneman_0003.jpg`; 0 where it has none."""
+    digits = PurePosixPath(name).stem.rpartition("_")[2]
+    return int(digits) if _is_count(digits) else 0
 
 
 def pair_set(pairs: PairList, source: ImageSource) -> PairSet:

@@ -6,10 +6,10 @@ counts w times, a pair between clusters g and h w_g·w_h times; two copies of on
 be pairs of an image with itself (the subsets bootstrap: Bolle, Ratha and Pankanti, "Error analysis of pattern
 recognition systems: the subsets bootstrap", CVIU 93, 2004). The threshold is found anew in each resample.
 
-N images, D embedding, G clusters, B resamples, P impostor pairs, C thresholds, F false accept rates.
+N images, D embedding, G clusters, U units, B resamples, P impostor pairs, C thresholds, F false accept rates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -43,13 +43,26 @@ def draw_clusters(label_N: Ints, cluster_N: Ints, resamples: int, rng: np.random
     pairable_G[cluster_N[images_of_label[label_N] > 1]] = True
     if clusters < 2 or not pairable_G.any():
         raise ValueError(f"a bootstrap needs two clusters, one of them with a genuine pair, but got {clusters}")
-    weight_GB = np.empty((clusters, resamples))
+
+    def usable(weight_GB: Floats) -> npt.NDArray[np.bool_]:
+        drawn_GB = weight_GB > 0
+        usable_B: npt.NDArray[np.bool_] = (drawn_GB.sum(0) > 1) & drawn_GB[pairable_G].any(0)
+        return usable_B
+
+    return draw_units(usable, clusters, resamples, rng)
+
+
+def draw_units(
+    usable: Callable[[Floats], npt.NDArray[np.bool_]], units: int, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """How often each unit is drawn in each resample, U×B; one that is not `usable` (from U×B weights to B) is drawn
+    again. Some draw must be usable."""
+    weight_UB = np.empty((units, resamples))
     todo = np.arange(resamples)
     while len(todo):
-        weight_GB[:, todo] = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=len(todo)).T
-        drawn_GB = weight_GB[:, todo] > 0
-        todo = todo[(drawn_GB.sum(0) < 2) | ~drawn_GB[pairable_G].any(0)]
-    return weight_GB
+        weight_UB[:, todo] = rng.multinomial(units, np.full(units, 1 / units), size=len(todo)).T
+        todo = todo[~usable(weight_UB[:, todo])]
+    return weight_UB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

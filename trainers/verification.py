@@ -37,7 +37,17 @@ def metric_name(far: float) -> str:
     >>> metric_name(1e-3)
     'tar_at_far_1e-3'
     """
-    return f"tar_at_far_{far:.0e}".replace("e-0", "e-")
+    return rate_name("tar_at_far", far)
+
+
+def rate_name(score: str, rate: float) -> str:
+    """The name of a score at a rate.
+
+    >>> rate_name("tpir_at_fpir", 0.025)
+    'tpir_at_fpir_2.5e-2'
+    """
+    mantissa, _, exponent = f"{rate:e}".partition("e")
+    return f"{score}_{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def verification(
@@ -69,7 +79,7 @@ def verification(
     score_G, stranger_N = _scores(unit_ND, pairs)
     above_G, reaching_G = _count_impostors(unit_ND, pairs, score_G)
     share_G = pairs.weight / pairs.weight.sum()
-    tar = {metric_name(far): share_G[reaching_G <= _allowed(far, impostors)].sum() for far in fars}
+    tar = {metric_name(far): share_G[reaching_G <= allowed_accepts(far, impostors)].sum() for far in fars}
     eer = _equal_error_rate(above_G / impostors, reaching_G / impostors, share_G)
     # a sum, not a dot product: BLAS would round differently with its number of threads
     auc = 1 - (share_G * (above_G + reaching_G)).sum() / (2 * impostors)
@@ -152,7 +162,7 @@ def _count_impostors(unit_ND: Tensor, pairs: _GenuinePairs, score_G: Scores) -> 
     return (cells_total - at_most)[distinct_G], (cells_total - below)[distinct_G]
 
 
-def _allowed(far: float, impostors: int) -> int:
+def allowed_accepts(far: float, impostors: int) -> int:
     """The largest number of false accepts whose share is at most `far`, as an exact ratio: .1 of 10 is 1."""
     return int(Fraction(str(far)) * impostors)
 
