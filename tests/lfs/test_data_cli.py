@@ -158,3 +158,15 @@ def test_a_search_keeps_the_same_journal_in_every_format(
         journal[0]["data"].pop("name")
         journal[0].pop("search_id")
     assert again == first
+
+
+def test_a_search_names_the_damaged_images_that_it_leaves_out(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape03" / "2.png").write_bytes(b"no image")
+    command = ("search", "--data", "set", "--run", "space/runs/mine", *TINY_SEARCH)
+    refused(lossearch(*command), "1 of 72 images", "images/shape03/2.png is not an image", "data.corrupt_share = 0.01")
+    done = lossearch(*command, "--set=data.corrupt_share=0.1")
+    assert done.code == 0, done.err
+    assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)" in done.out
+    started = read_events(here / "space/runs/mine" / FILE_NAME)[0][0]
+    assert started.data["damaged_images"] == 1  # type: ignore[union-attr]
