@@ -28,6 +28,8 @@ from trainers.task import LabelledImages
 ARRAY_NAME = "images.npy"
 _MANIFEST_NAME = "manifest.json"
 _LOG_NAME = "blocks.jsonl"
+FILE_NAMES = (ARRAY_NAME, _MANIFEST_NAME)
+"""What a finished folder holds."""
 _PARTIAL = ".partial"
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ import pytest
 
 from search_space import LossSchedule, catalog
 from tests.trainers.test_data import CLASSES, encoded, write_set
-from trainers import image_cache
+from trainers import image_cache, image_copies
 from trainers.data import DataConfig, load_sealed_test, load_task
 from trainers.image_file import ImageFile, MappedImages, UInt8Array
 from trainers.image_source import DataError
@@ -23,7 +23,7 @@ BLOCK = 32
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
-from trainers import image_cache
+from trainers import image_cache, image_copies
 from trainers.data import DataConfig, load_task
 
 def stopping(done, total):
@@ -228,3 +228,30 @@ def test_mapped_images_of_two_processes_are_the_same_memory(tmp_path: Path) -> N
 
 def test_memory_is_what_the_machine_or_its_container_has() -> None:
     assert 2**28 < memory_bytes() < 2**50
+
+
+def test_a_copy_is_made_once_in_pieces_and_checked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(image_copies.CACHE_VARIABLE, str(tmp_path / "copies"))
+    monkeypatch.setattr(image_copies, "PIECE_BYTES", 10_000)
+    task = load_task(DataConfig(path=folder, memory_share=0), cache_dir=tmp_path / "cache")
+    assert isinstance(task.reward, MappedImages)
+    file, asked = task.reward.file, []
+
+    def read(name: str, offset: int) -> bytes:
+        asked.append((name, offset))
+        content = image_copies.piece(file.folder, name, offset)
+        return content.replace(b"\x64", b"\x65") if damage and name == "images.npy" else content
+
+    damage = True
+    with pytest.raises(DataError, match="checksum of block 0 does not fit"):
+        image_copies.copy_of(file, read)
+    damage = False
+    copy = image_copies.copy_of(file, read)
+    assert copy.folder.parent == tmp_path / "copies"
+    np.testing.assert_array_equal(copy.images(), task.reward.images)
+    count = len(asked)
+    assert count > 2 * 14
+    assert image_copies.copy_of(file, read) == copy
+    assert len(asked) == count
