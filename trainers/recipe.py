@@ -34,7 +34,8 @@ NETWORKS = ("conv4", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "mobil
 """The networks that `trainers.networks` builds itself."""
 
 
-def _known_network(name: str) -> str:
+def known_network(name: str) -> str:
+    """`name`, if a network can be called so. Raises `ValueError`."""
     if name not in NETWORKS and not re.fullmatch(r"timm:[^\s:]+|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
         raise ValueError(f"must be {', '.join(NETWORKS)}, 'timm:NAME' or 'module:factory', but got {name!r}")
     return name
@@ -47,7 +48,7 @@ class NetworkRecipe(FrozenModel):
     the user's (see `trainers.foreign_networks`).
     """
 
-    network: Annotated[str, AfterValidator(_known_network)] = "conv4"
+    network: Annotated[str, AfterValidator(known_network)] = "conv4"
     width: Annotated[int, Field(ge=4, le=512)] = 32
     """Of `conv4` and `resnet`: the channels after the first convolution."""
     embedding_dim: Annotated[int, Field(ge=2, le=4096)] = 128
