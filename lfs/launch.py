@@ -34,9 +34,11 @@ from lfs.search import replay, search
 from lfs.sources import versions
 from lfs.winner import best_at_horizon
 from trainers.data import load_task
+from trainers.foreign_networks import NetworkError
 from trainers.image_cache import OnDecoded
 from trainers.image_source import DataError
 from trainers.lockstep import probe_lockstep
+from trainers.networks import check_network
 from trainers.numerics import probe
 from trainers.presets import recipe_defaults
 from trainers.recipe import Numerics, Recipe
@@ -157,6 +159,11 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
+    channels, height, width = task.train.images.shape[1:]
+    try:
+        check_network(recipe, image_shape=(channels, height, width))
+    except NetworkError as error:
+        raise ConfigError(f"recipe.network: {error}") from None
     controller_of(config, task, recipe, Clock())
     epochs = planned_epochs(config, recipe)
     return Plan(
