@@ -79,29 +79,34 @@ class Error(NamedTuple):
         return self.ours <= 2 * self.plain + torch.finfo(dtype).eps * self.size
 
 
-def errors(
+def answers(
     spec: LossSpec,
     classes: int,
     count: int,
     scale: float,
+    seed: int,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     **how: Any,
-) -> list[Error]:
-    """Of the loss and its gradients at x and w, by `Loss.chunked(**how)`, over `BATCHES`."""
-    answers: list[list[list[Tensor]]] = []
-    for seed in range(BATCHES):
-        x_ND, w_RD, label_N = (each.to(device) for each in float32_batch(spec, classes, count, scale, seed))
-        x_ND, w_RD = (t.to(dtype).requires_grad_() for t in (x_ND, w_RD))
-        wide = [t.detach().double().requires_grad_() for t in (x_ND, w_RD)]
-        truth, plain, ours = (built(spec, classes).to(device) for _ in range(3))
-        truth_N, plain_N = truth(*wide, label_N), plain(x_ND, w_RD, label_N)
-        ours_N = ours.chunked(x_ND, w_RD, label_N, **how)
-        of = ((truth_N, *wide), (plain_N, x_ND, w_RD), (ours_N, x_ND, w_RD))
-        answers.append([with_gradients(*each) for each in of])
+) -> list[list[Tensor]]:
+    """The loss and its gradients at x and w: in float64, by the plain form, by `Loss.chunked(**how)`."""
+    x_ND, w_RD, label_N = (each.to(device) for each in float32_batch(spec, classes, count, scale, seed))
+    x_ND, w_RD = (each.to(dtype).requires_grad_() for each in (x_ND, w_RD))
+    wide = [each.detach().double().requires_grad_() for each in (x_ND, w_RD)]
+    truth, plain, ours = (built(spec, classes).to(device) for _ in range(3))
+    return [
+        with_gradients(truth(*wide, label_N), *wide),
+        with_gradients(plain(x_ND, w_RD, label_N), x_ND, w_RD),
+        with_gradients(ours.chunked(x_ND, w_RD, label_N, **how), x_ND, w_RD),
+    ]
+
+
+def errors(spec: LossSpec, classes: int, count: int, scale: float, **how: Any) -> list[Error]:
+    """Of the loss and its gradients at x and w, by `answers(**how)`, over `BATCHES`."""
+    batches = [answers(spec, classes, count, scale, seed, **how) for seed in range(BATCHES)]
     found = []
-    for truth_, plain_, ours_ in zip(*(zip(*each, strict=True) for each in zip(*answers, strict=True)), strict=True):
-        true, theirs, mine = (torch.cat([part.flatten() for part in each]) for each in (truth_, plain_, ours_))
-        found.append(Error(float((mine - true).norm()), float((theirs - true).norm()), float(true.norm())))
+    for forms in zip(*(zip(*each, strict=True) for each in batches), strict=True):
+        true, plain, ours = (torch.cat([batch[i].flatten() for batch in forms]) for i in range(3))
+        found.append(Error(float((ours - true).norm()), float((plain - true).norm()), float(true.norm())))
     return found
