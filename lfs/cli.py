@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 DEFAULT_WORKSPACE = Path("lossearch")
 INTERRUPTED = 130
 STOPPED = 1
+_SHOWN = 10
+"""How many damaged images are named."""
 TRACKER_SECONDS = 60.0
 """How long the end of a search waits for MLflow; `lossearch sync` writes the rest."""
 
@@ -67,11 +69,12 @@ def search(
     """Search for a loss, train the baselines beside it, write the report."""
     from lfs.config_file import load_config
     from lfs.launch import plan_new
+    from lfs.reading_bar import reading
 
     settings = load_config(config, overrides or [], data_path=data, method=method)
     run_dir = _run_folder(run, "glyphs" if settings.data.path is None else settings.data.path.stem)
-    with out.status("reading the data"):
-        planned = plan_new(settings, run_dir)
+    with reading(out) as on_decoded:
+        planned = plan_new(settings, run_dir, on_decoded=on_decoded)
     _run(planned)
 
 
@@ -79,10 +82,11 @@ def search(
 def resume(run: Run, overrides: Set = None) -> None:
     """Go on with an interrupted search; --set takes executor.* and tracking.*."""
     from lfs.launch import plan_resume
+    from lfs.reading_bar import reading
 
     run_dir = run.absolute()
-    with out.status("reading the data"):
-        planned = plan_resume(run_dir, overrides or [])
+    with reading(out) as on_decoded:
+        planned = plan_resume(run_dir, overrides or [], on_decoded=on_decoded)
     if planned.finished:
         out.print("this search is finished: nothing is left to train")
         _conclude(run_dir)
@@ -101,6 +105,7 @@ def _run(planned: "Plan") -> None:
     run_dir, tracking = planned.run_dir, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
     out.print(f"run: {run_dir}", soft_wrap=True)
+    _name_damaged(planned.task.damaged)
     with _signals(), _tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
         try:
             with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:
@@ -159,6 +164,13 @@ def _tracked(tracker: "Tracker | None") -> Iterator[Callable[[], None]]:
     finally:
         if tracker is not None and started and (unwritten := tracker.stop(TRACKER_SECONDS)):
             err.print(unwritten, soft_wrap=True)
+
+
+def _name_damaged(names: Sequence[str]) -> None:
+    if names:
+        more = ", ..." if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        out.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)
 
 
 def _conclude(run_dir: Path) -> None:

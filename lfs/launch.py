@@ -34,8 +34,11 @@ from lfs.search import replay, search
 from lfs.sources import versions
 from lfs.winner import best_at_horizon
 from trainers.data import load_task
+from trainers.foreign_networks import NetworkError
+from trainers.image_cache import OnDecoded
 from trainers.image_source import DataError
 from trainers.lockstep import probe_lockstep
+from trainers.networks import check_network
 from trainers.numerics import probe
 from trainers.presets import recipe_defaults
 from trainers.recipe import Numerics, Recipe
@@ -92,14 +95,14 @@ class Plan:
     finished: bool = False
 
 
-def plan_new(config: RunConfig, run_dir: Path) -> Plan:
+def plan_new(config: RunConfig, run_dir: Path, *, on_decoded: OnDecoded = lambda *_: None) -> Plan:
     """Load the data and check that the parts fit. Writes nothing but the image cache.
 
     Raises `ConfigError` or `trainers.image_source.DataError`.
     """
     if (run_dir / FILE_NAME).exists():
         raise _holds_a_search(run_dir)
-    return _plan(config, run_dir, None)
+    return _plan(config, run_dir, None, on_decoded)
 
 
 def _holds_a_search(run_dir: Path) -> ConfigError:
@@ -109,7 +112,7 @@ def _holds_a_search(run_dir: Path) -> ConfigError:
     )
 
 
-def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
+def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnDecoded = lambda *_: None) -> Plan:
     """The plan of the search that `run_dir` holds. Only `executor` and `tracking` may be overridden.
 
     Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
@@ -118,7 +121,7 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
-    planned = _plan(overridden(started.config, overrides), run_dir, started)
+    planned = _plan(overridden(started.config, overrides), run_dir, started, on_decoded)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
             f"the data has changed since the search began: its digest was {started.data['digest']} and is "
@@ -148,14 +151,19 @@ def read_search(run_dir: Path) -> tuple[Started, list[Event]]:
     return events[0], events
 
 
-def _plan(config: RunConfig, run_dir: Path, started: Started | None) -> Plan:
+def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded: OnDecoded) -> Plan:
     if config.executor.kind == "serial":
         _refuse_graph_without_gpu(config, gpu=default_device() == "cuda")
     try:
-        task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache")
+        task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache", on_decoded=on_decoded)
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
+    channels, height, width = task.train.images.shape[1:]
+    try:
+        check_network(recipe, image_shape=(channels, height, width))
+    except NetworkError as error:
+        raise ConfigError(f"recipe.network: {error}") from None
     controller_of(config, task, recipe, Clock())
     epochs = planned_epochs(config, recipe)
     return Plan(

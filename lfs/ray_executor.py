@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lfs.checkpoints import Checkpoint
 from lfs.errors import UserError
@@ -32,6 +35,8 @@ from lfs.executor import (
 )
 from lfs.sources import source_digest
 from lfs.trial import Trial
+from trainers.image_copies import copy_of, piece
+from trainers.image_file import ImageFile, MappedImages
 from trainers.outcome import Outcome
 
 R = TypeVar("R")
@@ -155,9 +160,28 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Resources]:
         tried = "Ray cannot be started here" if local else f"executor.address '{address}' cannot be joined"
         raise ClusterError(f"{tried}: {describe_exception(error)}") from None
     try:
+        share_mapped_images()
         yield cluster_resources()
     finally:
         ray.shutdown()
+
+
+def share_mapped_images() -> None:
+    """Let mapped images travel as the name of their file: workers of this node map it too, and those of others a copy
+    of theirs. Images that are held travel through the object store, which a node's workers share."""
+    home = ray.get_runtime_context().get_node_id()
+    ray.util.register_serializer(
+        MappedImages, serializer=lambda sent: (sent.file, sent.labels, home), deserializer=_map_again
+    )
+
+
+def _map_again(sent: tuple[ImageFile, npt.NDArray[np.int64], str]) -> MappedImages:
+    file, labels_N, home = sent
+    if not file.is_here():
+        at_home = NodeAffinitySchedulingStrategy(home, soft=False)
+        read: Any = ray.remote(num_cpus=0)(piece).options(scheduling_strategy=at_home)
+        file = copy_of(file, lambda name, offset: ray.get(read.remote(sent[0].folder, name, offset)))
+    return MappedImages(images=file.images(), labels=labels_N, file=file)
 
 
 def _init(address: str, **local: Any) -> None:

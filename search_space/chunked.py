@@ -31,6 +31,7 @@ CHUNK_ROWS = 4096
 """Rows of class weights in a chunk: 8 MiB at D = 512, which a shared cache holds from one product to the next."""
 
 Memory = Literal["store", "recompute"]
+GradientDtype = Literal["float32", "bfloat16"]
 NegativeMap = Callable[[Tensor], Tensor]
 
 _EPILOGUE_ROWS = 512
@@ -57,7 +58,7 @@ class _Logits(NamedTuple):
     backward: Callable[[Tensor], Tensor]
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What a walk leaves, relative to the peak of each row: r, Σ_j E_j n_j and S, the last two where they are wanted.
 
     `pushes` are the chunks' ∂r/∂cos over the norms of the class weights, where stored, each relative to its own peaks.
@@ -71,12 +72,12 @@ class _Sums(NamedTuple):
     pushes: Sequence[Tensor]
 
 
-class _Handed(NamedTuple):
+class Handed(NamedTuple):
     """What the node of lse_neg hands to that of the targets, which makes the only gradient of the class weights."""
 
     alpha_N: Tensor
     scale_N: Tensor
-    sums: _Sums
+    sums: Sums
     negative: NegativeMap | None
 
 
@@ -94,6 +95,7 @@ class ChunkedNegatives:
         *,
         centers: int = 1,
         memory: Memory = "store",
+        gradient_dtype: GradientDtype = "float32",
         chunk_rows: int = CHUNK_ROWS,
         buffers: Buffers | None = None,
         shard: Shard | None = None,
@@ -103,6 +105,7 @@ class ChunkedNegatives:
         self._unit_ND, self._w_RD = unit_ND.detach(), w_RD.detach()
         self._label_N = label_N - self._shard.first_class
         self._centers, self._stores = centers, memory == "store"
+        self._gradient_dtype = torch.bfloat16 if gradient_dtype == "bfloat16" else unit_ND.dtype
         self._pulls, self._pushes = training and unit_ND.requires_grad, training and w_RD.requires_grad
         self._buffers = buffers
         if buffers is not None and self._pushes:
@@ -110,7 +113,7 @@ class ChunkedNegatives:
         self._inverse_R = unit_ND.new_empty(0)
         self._cosines: list[Tensor] = []
         self._chunks = list(self._cut(max(1, chunk_rows // centers)))
-        self.handed: _Handed | None = None
+        self.handed: Handed | None = None
 
     def _cut(self, classes_a_chunk: int) -> Iterator[_Chunk]:
         by_label_N = self._label_N.argsort()
@@ -192,9 +195,18 @@ class ChunkedNegatives:
         norm_K = torch.linalg.vector_norm(w_KD, dim=1).clamp_min_(_SHORTEST)
         torch.reciprocal(norm_K, out=self._inverse_R[chunk.start : chunk.stop])
         cos_NK = self._unit_ND.new_empty(len(self._unit_ND), len(w_KD))
-        if self._buffers is not None and self._pushes and self._stores:
+        if self._buffers is not None and self._pushes and self._stores and cos_NK.dtype == self._gradient_dtype:
             cos_NK = self._buffers.pushes(cos_NK, chunk.start, len(self._w_RD))
         return torch.mm(self._unit_ND, w_KD.T, out=cos_NK).div_(norm_K)
+
+    def _rounded(self, push_NK: Tensor, chunk: _Chunk) -> Tensor:
+        """As it is stored and multiplied."""
+        if push_NK.dtype == self._gradient_dtype:
+            return push_NK
+        rounded_NK = push_NK.to(self._gradient_dtype)
+        if self._buffers is None or not self._pushes or not self._stores:
+            return rounded_NK
+        return self._buffers.pushes(rounded_NK, chunk.start, len(self._w_RD)).copy_(rounded_NK)
 
     def _logits(self, cos_NK: Tensor, scale_N: Tensor, negative: NegativeMap | None, *, wants_map: bool) -> _Logits:
         """Uses the cosines up where no map needs them again."""
@@ -209,7 +221,7 @@ class ChunkedNegatives:
         held_NJ = mapped_NJ.detach()
         return _Logits(held_NJ * scale_N[:, None], held_NJ, partial(_derivative, mapped_NJ, leaf_NK))
 
-    def sums(self, scale_N: Tensor, negative: NegativeMap | None, *, wants_map: bool) -> _Sums:
+    def sums(self, scale_N: Tensor, negative: NegativeMap | None, *, wants_map: bool) -> Sums:
         """All that the negatives of the batch add up to."""
         peak_N, total_N = self._nothing_yet()
         pull_ND = torch.zeros_like(self._unit_ND) if self._pulls else None
@@ -224,8 +236,13 @@ class ChunkedNegatives:
             if pull_ND is None and not self._pushes:
                 continue
             push_NK = of.backward(of.logit_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
+            push_NK = self._rounded(push_NK, chunk)
             if pull_ND is not None:
-                pull_ND.mul_(decay_N[:, None]).addmm_(push_NK, w_KD)
+                pull_ND.mul_(decay_N[:, None])
+                if push_NK.dtype == w_KD.dtype:
+                    pull_ND.addmm_(push_NK, w_KD)
+                else:
+                    pull_ND += push_NK @ w_KD.to(push_NK.dtype)
             if self._stores and self._pushes:
                 peaks.append(peak_N)
                 pushes.append(push_NK)
@@ -234,7 +251,7 @@ class ChunkedNegatives:
             pull_ND *= decay_N[:, None]
         if mapped_N is not None:
             mapped_N = self._shard.total(mapped_N * decay_N)
-        return _Sums(peak_N, total_N, mapped_N, pull_ND, peaks, pushes)
+        return Sums(peak_N, total_N, mapped_N, pull_ND, peaks, pushes)
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over."""
@@ -264,21 +281,21 @@ class ChunkedNegatives:
     def _gradient_room(self, w_RD: Tensor) -> Tensor:
         return torch.empty_like(w_RD) if self._buffers is None else self._buffers.gradient(w_RD)
 
-    def _push(self, grad_RD: Tensor, coefficient_N: Tensor, handed: _Handed) -> None:
+    def _push(self, grad_RD: Tensor, coefficient_N: Tensor, handed: Handed) -> None:
         """∂L/∂w by way of lse_neg, into `grad_RD`."""
         sums = handed.sums
         for index, (chunk, w_KD, push_NK) in enumerate(self._again(handed)):
             decay_N = (sums.peaks[index] - sums.peak_N).exp() if sums.peaks else 1.0
-            scaled_ND = self._unit_ND * (coefficient_N * decay_N)[:, None]
+            scaled_ND = (self._unit_ND * (coefficient_N * decay_N)[:, None]).to(push_NK.dtype)
             part_KD = grad_RD[chunk.start : chunk.stop]
-            if part_KD.dtype == scaled_ND.dtype:
+            if part_KD.dtype == w_KD.dtype == scaled_ND.dtype:
                 torch.mm(push_NK.T, scaled_ND, out=part_KD)
                 _project(part_KD, w_KD, self._inverse_R[chunk.start : chunk.stop])
             else:
-                wide_KD = torch.mm(push_NK.T, scaled_ND)
+                wide_KD = torch.mm(push_NK.T, scaled_ND).to(w_KD.dtype)
                 part_KD.copy_(_project(wide_KD, w_KD, self._inverse_R[chunk.start : chunk.stop]))
 
-    def _again(self, handed: _Handed) -> Iterator[tuple[_Chunk, Tensor, Tensor]]:
+    def _again(self, handed: Handed) -> Iterator[tuple[_Chunk, Tensor, Tensor]]:
         """The pushes of each chunk, as they were stored or computed again from the last peak."""
         if handed.sums.pushes:
             for chunk, push_NK in zip(self._chunks, handed.sums.pushes, strict=True):
@@ -288,7 +305,8 @@ class ChunkedNegatives:
             of = self._logits(cos_NK, handed.scale_N, handed.negative, wants_map=False)
             of.logit_NJ[chunk.sample_n, chunk.column_n] = -torch.inf
             exp_NJ = of.logit_NJ.sub_(handed.sums.peak_N[:, None]).exp_()
-            yield chunk, w_KD, of.backward(exp_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
+            push_NK = of.backward(exp_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
+            yield chunk, w_KD, push_NK.to(self._gradient_dtype)
 
     def _own(self) -> tuple[Tensor, Tensor]:
         """The samples whose target is in this shard, and the rows of its class weights."""
@@ -384,7 +402,7 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, _: Tensor, alpha_N: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """The scale's gradient; all else is handed over."""
         scale_N, peak_N, total_N, mapped_N, pull_ND, *rest = ctx.saved_tensors
-        sums = _Sums(peak_N, total_N, mapped_N, pull_ND, rest[: len(rest) // 2], rest[len(rest) // 2 :])
-        ctx.negatives.handed = _Handed(alpha_N, scale_N, sums, ctx.negative)
+        sums = Sums(peak_N, total_N, mapped_N, pull_ND, rest[: len(rest) // 2], rest[len(rest) // 2 :])
+        ctx.negatives.handed = Handed(alpha_N, scale_N, sums, ctx.negative)
         scale_grad_N = None if mapped_N is None else (alpha_N * mapped_N / total_N).to(alpha_N.dtype)
         return torch.zeros_like(alpha_N), scale_grad_N, None, None

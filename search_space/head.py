@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from search_space.chunked import Memory
+from search_space.chunked import GradientDtype, Memory
 from search_space.loss import Loss, build, carries_over
 from search_space.margin_loss import Implementation, margin_loss
 from search_space.spec import LossSpec
@@ -21,8 +21,9 @@ class MarginHead(nn.Module):
     of all (Partial FC, An et al. 2021). For half precision use autocast: `head.half()` would round what the loss
     tracks. `generator` makes the initial weights repeatable (rows of expected norm 1).
 
-    `impl` and `memory` say how `margin_loss` computes it. With `persistent_buffers` what `chunked` allocates stays with
-    the head: one forward, one backward, `zero_grad(set_to_none=True)`, in turn; anything else raises RuntimeError.
+    `impl`, `memory` and `gradient_dtype` say how `margin_loss` computes it. With `persistent_buffers` what `chunked` or
+    `triton` allocates stays with the head: one forward, one backward, `zero_grad(set_to_none=True)`, in turn; anything
+    else raises RuntimeError.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class MarginHead(nn.Module):
         generator: torch.Generator | None = None,
         impl: Implementation = "auto",
         memory: Memory = "store",
+        gradient_dtype: GradientDtype = "float32",
         persistent_buffers: bool = False,
     ) -> None:
         super().__init__()
@@ -43,7 +45,8 @@ class MarginHead(nn.Module):
             raise ValueError(f"sample_rate must lie in (0, 1], but got sample_rate={sample_rate}")
         self._num_classes, self._class_counts = num_classes, class_counts
         self._classes_seen = max(2, round(sample_rate * num_classes))
-        self.impl, self.memory, self.persistent_buffers = impl, memory, persistent_buffers
+        self.impl, self.memory, self.gradient_dtype = impl, memory, gradient_dtype
+        self.persistent_buffers = persistent_buffers
         self._kept = Buffers() if persistent_buffers else None
         self.loss = self._build(spec)
         self.weight = nn.Parameter(torch.randn(num_classes * spec.centers, dim, generator=generator) / dim**0.5)
@@ -109,6 +112,7 @@ class MarginHead(nn.Module):
             class_N=class_N,
             impl=self.impl,
             memory=self.memory,
+            gradient_dtype=self.gradient_dtype,
             buffers=self._kept,
         )
 

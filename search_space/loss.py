@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.chunked import CHUNK_ROWS, ChunkedNegatives, Memory
+from search_space.chunked import CHUNK_ROWS, ChunkedNegatives, GradientDtype, Memory
 from search_space.distributed import gathered
 from search_space.maps import Batch, DenseNegatives, NegativeMap, Negatives, column, make_negative_map, target_map
 from search_space.objectives import Logits, make_objective, softmax_objective
 from search_space.providers import DynamicAdaCos, LearnedMargins, margin_provider, scale_provider
 from search_space.spec import COSINE_OBJECTIVES, LossSpec
 from search_space.step_buffers import Buffers
+from search_space.triton_head import TritonNegatives
 
 NOMINAL_NORM = 20.0
 """‖x‖ where a loss is drawn or probed without embeddings: the middle of AdaFace's range, as it starts."""
@@ -71,23 +72,27 @@ class Loss(nn.Module):
         *,
         class_N: Tensor | None = None,
         memory: Memory = "store",
+        gradient_dtype: GradientDtype = "float32",
         chunk_rows: int = CHUNK_ROWS,
         buffers: Buffers | None = None,
+        kernels: bool = False,
     ) -> Tensor:
         """What `forward` gives, without a matrix of all cosines, for a softmax of the logits (`ChunkedNegatives`).
 
         `memory` says whether backward finds exponentials N×C stored in place of the cosines, or computes them again;
-        `buffers` keeps what this batch allocates for the next.
+        `gradient_dtype` of bfloat16 rounds the factors of the gradients' products; `buffers` keeps what this batch
+        allocates for the next; `kernels` are Triton's, for the losses that `triton_head` supports.
         """
         self._refuse_misfit(w_RD)
         with torch.autocast(device_type=x_ND.device.type, enabled=False):
-            unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
-            negatives = ChunkedNegatives(
+            unit_ND, w_RD = F.normalize(x_ND.to(fn.wide(x_ND, w_RD))).contiguous(), w_RD.contiguous()
+            negatives = (TritonNegatives if kernels else ChunkedNegatives)(
                 unit_ND,
                 w_RD,
                 label_N,
                 centers=self.spec.centers,
                 memory=memory,
+                gradient_dtype=gradient_dtype,
                 chunk_rows=chunk_rows,
                 buffers=buffers,
             )

@@ -7,16 +7,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from search_space import parts
-from search_space.chunked import Memory
+from search_space import parts, triton_head
+from search_space.chunked import GradientDtype, Memory
 from search_space.loss import Loss
 from search_space.spec import COSINE_OBJECTIVES, LossSpec
 from search_space.step_buffers import Buffers
 
-Implementation = Literal["auto", "plain", "chunked"]
+Chosen = Literal["plain", "chunked", "triton"]
+Implementation = Literal["auto", "plain", "chunked", "triton"]
 
 CHUNKED_ROWS = 4096
 """On a CPU so many class weights make `chunked` the faster one (`tests/bench/head.py`): 1.2 times at least."""
+
+TRITON_ROWS = 16_384
+"""On a GPU so many class weights go to the kernels, where they can run; a guess, as they were not timed yet."""
 
 PLAIN_BYTES = 2**30
 """On other devices, where `chunked` was not timed, the plain form's matrices may have this size."""
@@ -36,6 +40,7 @@ def margin_loss(
     class_N: Tensor | None = None,
     impl: Implementation = "auto",
     memory: Memory = "store",
+    gradient_dtype: GradientDtype = "float32",
     buffers: Buffers | None = None,
 ) -> Tensor:
     """Loss of each sample, N: what `loss(x_ND, w_RD, label_N, class_N=class_N)` is, for any implementation.
@@ -47,11 +52,16 @@ def margin_loss(
         loss_N = F.softplus(negative_NC.logsumexp(1) - s * f(cos_NC.gather(1, label_N[:, None]).squeeze(1)))
 
     `plain` computes it so, `chunked` without a matrix of cosines, a normalised copy of the class weights or a gradient
-    of either (`search_space.chunked`); what it cannot run falls back to `plain`. `auto` chooses by device and shape.
-    What was chosen and why is logged once. Under `torch.compile`, `auto` is `plain`, which traces into one graph.
+    of either (`search_space.chunked`), `triton` so too, by kernels on a GPU (`search_space.triton_head`). What `triton`
+    cannot run falls back to `chunked`, what that cannot run to `plain`. `auto` chooses by device and shape. What was
+    chosen and why is logged once. Under `torch.compile`, `auto` is `plain`, which traces into one graph.
 
-    `memory` and `buffers` are those of `chunked`: `store` keeps N×C numbers for backward, `recompute` takes a third
-    more arithmetic in their place (no slower where N > D). `buffers` keeps what a step allocates for the next one.
+    The rest is for `chunked` and `triton`. With `memory` `store` N×C numbers are kept for backward, `recompute` takes a
+    third more arithmetic in their place (no slower where N > D). `gradient_dtype` of bfloat16 keeps these numbers, and
+    multiplies them for the gradients, in bfloat16: gradients are off by some 3e-3 of their norm, the loss by nothing.
+    `buffers` keeps what a step allocates for the next one.
+
+    Raises ValueError for `triton` without Triton, a GPU of compute capability 8.0, or for float64.
     """
     if impl == "plain" or (impl == "auto" and torch.compiler.is_compiling()):
         return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
@@ -59,20 +69,35 @@ def margin_loss(
     _say_once(f"{len(w_RD)} class weights, {w_RD.device.type}: '{chosen}', {why}")
     if chosen == "plain":
         return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
-    return loss.chunked(x_ND, w_RD, label_N, class_N=class_N, memory=memory, buffers=buffers)
+    return loss.chunked(
+        x_ND,
+        w_RD,
+        label_N,
+        class_N=class_N,
+        memory=memory,
+        gradient_dtype=gradient_dtype,
+        buffers=buffers,
+        kernels=chosen == "triton",
+    )
 
 
-def chosen_implementation(
-    spec: LossSpec, impl: Implementation, x_ND: Tensor, w_RD: Tensor
-) -> tuple[Literal["plain", "chunked"], str]:
-    """What runs, and why."""
+def chosen_implementation(spec: LossSpec, impl: Implementation, x_ND: Tensor, w_RD: Tensor) -> tuple[Chosen, str]:
+    """What runs, and why. Raises ValueError where `triton` is asked for and cannot run here."""
+    lacks = triton_head.missing(x_ND, w_RD)
+    if impl == "triton" and lacks:
+        raise ValueError(f"impl='triton' cannot run here: {lacks}")
     if isinstance(spec.objective, NOT_CHUNKED):
         return "plain", f"objective '{spec.objective.kind}' is no softmax of the logits"
+    refused = triton_head.unsupported(spec, w_RD.shape[1])
+    if impl == "triton":
+        return ("chunked", refused) if refused else ("triton", "as asked for")
     if impl == "chunked":
         return "chunked", "as asked for"
     if w_RD.device.type == "cpu":
         many = len(w_RD) >= CHUNKED_ROWS
         return ("chunked", f"{CHUNKED_ROWS} or more") if many else ("plain", f"fewer than {CHUNKED_ROWS}")
+    if not lacks and not refused and len(w_RD) >= TRITON_ROWS:
+        return "triton", f"{TRITON_ROWS} or more"
     matrix_bytes = len(x_ND) * len(w_RD) * 4
     if matrix_bytes >= PLAIN_BYTES:
         return "chunked", f"a matrix of cosines would have {matrix_bytes / 2**30:.1f} GiB"

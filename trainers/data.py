@@ -1,7 +1,7 @@
 """From a data setting to a `Task`: the embedded glyphs, or an image set decoded, split and checked."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from search_space.frozen import FrozenModel
+from search_space.frozen import FrozenModel, Real
 from trainers import presets
 from trainers.formats.opening import open_images, set_name
 from trainers.glyphs import GlyphStyle, glyphs
-from trainers.image_cache import Colour, decode, decode_image
+from trainers.image_cache import Colour, OnDecoded, decode, decode_image
+from trainers.image_file import ImageFile, MappedImages
 from trainers.image_source import DataError, ImageSource
+from trainers.memory import memory_bytes
 from trainers.splits import name_hash
 from trainers.task import Kind, LabelledImages, Task
 
@@ -33,17 +35,20 @@ class DataConfig(FrozenModel):
     to find out; the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image set, training
     classes with fewer than `min_images_per_class` images are left out; validation keeps all, one-image classes serving
     as impostors. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class into or
-    out of the test split.
+    out of the test split. Up to `corrupt_share` of the images may be damaged and are left out. Images that would take
+    more than `memory_share` of the machine's memory are not held in it but mapped from the cache.
     """
 
     path: Path | None = None
     kind: Literal["auto", "photo", "drawing"] = "auto"
     image_size: Annotated[int, Field(ge=16, le=256)] | None = None
     min_images_per_class: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    corrupt_share: Annotated[Real, Field(ge=0, le=0.5)] = 0.01
+    memory_share: Annotated[Real, Field(ge=0, le=1)] = 0.25
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-def load_task(config: DataConfig, *, cache_dir: Path) -> Task:
+def load_task(config: DataConfig, *, cache_dir: Path, on_decoded: OnDecoded = lambda *_: None) -> Task:
     """The training and validation images of `config`. Test images are neither read nor decoded.
 
     Raises `DataError` when the images cannot be used.
@@ -52,14 +57,14 @@ def load_task(config: DataConfig, *, cache_dir: Path) -> Task:
         size = config.image_size or presets.image_size("drawing")
         parts = {part: glyphs(part, seed=config.seed, image_size=size) for part in ("train", "reward", "choice")}
         return _task(EMBEDDED_NAME, "drawing", parts)
-    decoded = _decode_task(config, config.path, cache_dir)
+    decoded = _decode_task(config, config.path, cache_dir, on_decoded)
+    mapped = _exceeds_memory_share(decoded.file, config)
     parts, first = {}, 0
     for part, classes in decoded.classes.items():
         labels_N = _labels(decoded.source, classes)
-        images_NCHW = np.array(decoded.images[first : first + len(labels_N)])
-        parts[part] = LabelledImages(images=images_NCHW, labels=labels_N)
+        parts[part] = _labelled(decoded.file.part(first, len(labels_N)), labels_N, mapped=mapped)
         first += len(labels_N)
-    return _task(set_name(decoded.source.path), decoded.kind, parts)
+    return _task(set_name(decoded.source.path), decoded.kind, parts, damaged=decoded.damaged)
 
 
 def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
@@ -85,35 +90,73 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
     classes = list(sealed_class_sizes(config))
     if config.path is None:
         return glyphs("test", seed=config.seed, image_size=config.image_size or presets.image_size("drawing"))
-    decoded = _decode_task(config, config.path, cache_dir)
-    source, (_, channels, image_size, _) = decoded.source, decoded.images.shape
+    _, channels, image_size, _ = _decode_task(config, config.path, cache_dir).file.images().shape
     colour: Colour = "grey" if channels == 1 else "rgb"
-    names = source.names(classes)
-    images_NCHW = decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir)
-    return LabelledImages(images=np.array(images_NCHW), labels=_labels(source, classes))
+    source = open_images(config.path)
+    test = decode(
+        source,
+        source.names(classes),
+        image_size=image_size,
+        colour=colour,
+        cache_dir=cache_dir,
+        corrupt_share=config.corrupt_share,
+    )
+    left = _without(source, test.damaged)
+    if lost := [name for name in classes if name not in left.files]:
+        raise DataError(f"all images of the test class '{lost[0]}' of {config.path} are damaged; repair or remove them")
+    return _labelled(test.file, _labels(left, classes), mapped=_exceeds_memory_share(test.file, config))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoded:
-    """An image set's classes of `train`, `reward` and `choice`, and their images in that order."""
+    """An image set without its `damaged` images, its classes of `train`, `reward` and `choice`, and the file that holds
+    their images in that order."""
 
     source: ImageSource
     classes: Mapping[str, Sequence[str]]
     kind: Kind
-    images: npt.NDArray[np.uint8]
+    file: ImageFile
+    damaged: Sequence[str]
 
 
-def _decode_task(config: DataConfig, path: Path, cache_dir: Path) -> _Decoded:
+def _decode_task(config: DataConfig, path: Path, cache_dir: Path, on_decoded: OnDecoded = lambda *_: None) -> _Decoded:
     source = open_images(path)
     classes = task_classes(source, min_images_per_class=config.min_images_per_class, seed=config.seed)
     kind = _kind(source, classes["train"], config)
-    names = [name for of_part in classes.values() for name in source.names(of_part)]
-    image_size = config.image_size or presets.image_size(kind)
-    images = decode(source, names, image_size=image_size, colour="auto", cache_dir=cache_dir)
-    return _Decoded(source=source, classes=classes, kind=kind, images=images)
+    decoded = decode(
+        source,
+        [name for of_part in classes.values() for name in source.names(of_part)],
+        image_size=config.image_size or presets.image_size(kind),
+        colour="auto",
+        cache_dir=cache_dir,
+        corrupt_share=config.corrupt_share,
+        on_decoded=on_decoded,
+    )
+    left = _without(source, decoded.damaged)
+    classes = {part: [name for name in of_part if name in left.files] for part, of_part in classes.items()}
+    _refuse_too_few(left, classes, min_images_per_class=config.min_images_per_class)
+    return _Decoded(source=left, classes=classes, kind=kind, file=decoded.file, damaged=list(decoded.damaged))
 
 
-def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages]) -> Task:
+def _without(source: ImageSource, damaged: Collection[str]) -> ImageSource:
+    """The set without these images, and without the classes that have no others."""
+    if not damaged:
+        return source
+    left = {name: [file for file in files if file not in damaged] for name, files in source.files.items()}
+    return source.only({name: files for name, files in left.items() if files})
+
+
+def _exceeds_memory_share(file: ImageFile, config: DataConfig) -> bool:
+    return file.images().nbytes > config.memory_share * memory_bytes()
+
+
+def _labelled(file: ImageFile, labels_N: npt.NDArray[np.int64], *, mapped: bool) -> LabelledImages:
+    if mapped:
+        return MappedImages(images=file.images(), labels=labels_N, file=file)
+    return LabelledImages(images=np.array(file.images()), labels=labels_N)
+
+
+def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages], *, damaged: Sequence[str] = ()) -> Task:
     digest = hashlib.sha256(kind.encode())
     for part in ("train", "reward", "choice"):
         digest.update(f"{part} {parts[part].images.shape}".encode())
@@ -126,28 +169,33 @@ def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages]) -> Task:
         train=parts["train"],
         reward=parts["reward"],
         choice=parts["choice"],
+        damaged=tuple(damaged),
     )
 
 
 def task_classes(source: ImageSource, *, min_images_per_class: int, seed: int) -> dict[str, list[str]]:
     """The classes of `train`, `reward` and `choice`, each sorted. Raises `DataError` where they are too few."""
     train = [name for name in source.classes("train") if len(source.files[name]) >= min_images_per_class]
-    if len(train) < 2:
+    reward, choice = _halves({name: len(source.files[name]) for name in source.classes("val")}, seed)
+    classes = {"train": train, "reward": reward, "choice": choice}
+    _refuse_too_few(source, classes, min_images_per_class=min_images_per_class)
+    return classes
+
+
+def _refuse_too_few(source: ImageSource, classes: Mapping[str, Sequence[str]], *, min_images_per_class: int) -> None:
+    if len(classes["train"]) < 2:
         largest = max((len(source.files[name]) for name in source.classes("train")), default=0)
         raise DataError(
             f"the train split of {source.path} needs two classes or more with at least min_images_per_class="
-            f"{min_images_per_class} images, but has {len(train)} (its largest class has {largest})"
+            f"{min_images_per_class} images, but has {len(classes['train'])} (its largest class has {largest})"
         )
-    counts = {name: len(source.files[name]) for name in source.classes("val")}
-    halves = _halves(counts, seed)
-    for half in halves:
-        if len(half) < 2 or max(counts[name] for name in half) < 2:
-            pairable = sum(count > 1 for count in counts.values())
+    for half in (classes["reward"], classes["choice"]):
+        if len(half) < 2 or max(len(source.files[name]) for name in half) < 2:
+            counts = [len(source.files[name]) for name in source.classes("val")]
             raise DataError(
                 f"the val split of {source.path} needs four classes or more, two of them with two images, "
-                f"but has {len(counts)} classes, {pairable} with two images"
+                f"but has {len(counts)} classes, {sum(count > 1 for count in counts)} with two images"
             )
-    return {"train": train, "reward": halves[0], "choice": halves[1]}
 
 
 def _halves(counts: Mapping[str, int], seed: int) -> tuple[list[str], list[str]]:
@@ -173,8 +221,11 @@ def _kind(source: ImageSource, train_classes: Sequence[str], config: DataConfig)
     shares = []
     with source.reader() as read:
         for name in sample:
-            pixels = decode_image(read(name), name, image_size=None, colour="auto")
+            try:
+                pixels = decode_image(read(name), name, image_size=None, colour="auto")
+            except DataError:
+                continue  # it is counted when all are decoded
             if pixels.ndim == 3:
                 return "photo"
             shares.append(float(((pixels <= _NEAR_BLACK) | (pixels >= _NEAR_WHITE)).mean()))
-    return "drawing" if np.median(shares) >= _DRAWING_SHARE else "photo"
+    return "drawing" if shares and np.median(shares) >= _DRAWING_SHARE else "photo"

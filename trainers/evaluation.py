@@ -6,7 +6,7 @@ N images, C classes, D embedding, K colour channels, H×W image.
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.checkpoint import NETWORK, unpack
-from trainers.learner import Learner
 from trainers.networks import build_network
 from trainers.numerics import applied, placed, run
 from trainers.recipe import FARS, Numerics, Recipe, RewardMetric
@@ -33,6 +32,22 @@ _CLEARLY_ABOVE = 1.25
 
 class Diverged(Exception):  # noqa: N818 (it names a state, and never leaves this package)
     """Training left the finite numbers; the message says where."""
+
+
+class Scorable(Protocol):
+    """What is scored: a learner of whichever kind."""
+
+    def embed(self, images_NKHW: Tensor) -> Tensor:
+        """Embeddings N×D, float32, of float images, in evaluation mode."""
+        ...
+
+    def cosines(self, embeddings_ND: Tensor) -> Tensor:
+        """Cosines N×C between embeddings and class weights."""
+        ...
+
+    def loss_state(self) -> dict[str, float]:
+        """The single numbers that the loss tracks or learns."""
+        ...
 
 
 def on_device(array: npt.NDArray[np.uint8] | npt.NDArray[np.int64], device: torch.device) -> Tensor:
@@ -62,7 +77,7 @@ class Evaluator:
         self._train_images = on_device(task.train.images[::every], device)
         self._train_labels = on_device(task.train.labels[::every], device)
 
-    def scores(self, learner: Learner) -> dict[str, float]:
+    def scores(self, learner: Scorable) -> dict[str, float]:
         """Metrics of the learner as it is.
 
         `reward/*` and `choice/*` are the scores of `verification` on the two halves of the validation identities,
@@ -71,7 +86,7 @@ class Evaluator:
 
         Raises `Diverged` when an embedding or a class weight is not finite.
         """
-        halves = [_in_batches(learner.embed, images) for images in self._images]
+        halves = [in_batches(learner.embed, images) for images in self._images]
         if not all(half.isfinite().all() for half in halves):
             raise Diverged("the embeddings are not finite")
         target_cosine, separation = self._separation(learner)
@@ -88,7 +103,7 @@ class Evaluator:
             scores |= {f"{name}/{metric}": score for metric, score in part.items()}
         return scores | {"val/mean_cosine": _mean_cosine(both_ND)}
 
-    def _separation(self, learner: Learner) -> tuple[float, float]:
+    def _separation(self, learner: Scorable) -> tuple[float, float]:
         """Mean cosine of a sample of training images to their class weight; and how many standard deviations of the
         cosines to the other class weights it lies above their mean."""
         cos_NC = learner.cosines(learner.embed(as_float(self._train_images)))
@@ -115,11 +130,11 @@ def embeddings(
     network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()})
     embed = partial(run, placed(network.eval(), numerics, place), numerics=numerics)
     with applied(numerics), torch.no_grad():
-        embeddings_ND: npt.NDArray[np.float32] = _in_batches(embed, on_device(images_NKHW, place)).numpy()
+        embeddings_ND: npt.NDArray[np.float32] = in_batches(embed, on_device(images_NKHW, place)).numpy()
     return embeddings_ND
 
 
-def _in_batches(embed: Callable[[Tensor], Tensor], images_NKHW: Tensor) -> Tensor:
+def in_batches(embed: Callable[[Tensor], Tensor], images_NKHW: Tensor) -> Tensor:
     """Embeddings of uint8 images, N×D on the CPU."""
     batches = torch.split(images_NKHW, _BATCH[images_NKHW.device.type])
     return torch.cat([embed(as_float(batch)) for batch in batches]).cpu()

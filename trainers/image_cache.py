@@ -1,43 +1,65 @@
-"""Decode an image set once into uint8 arrays, kept on disk by content and reused.
+"""Decode an image set once into uint8 images, kept on disk by content and reused.
 
 The cache holds one folder a decoded set, named by a digest of what went in (file names, sizes and CRCs, image size,
-colour, the decoder's version) with `images.npy` inside. It is built beside its place under a file lock and then
-renamed, so that no process sees half of one and two processes build it once.
+colour, the decoder's version); `trainers.image_file` says what is in it. It is built under a file lock, so that two
+processes build it once, and a process that was killed is gone on from.
 """
 
 import hashlib
 import io
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainers.image_source import DataError, ImageSource
+from trainers.image_file import ImageFile, ImageFileWriter, UInt8Array
+from trainers.image_source import DataError, ImageSource, Reader
 
 Colour = Literal["auto", "grey", "rgb"]
 """`auto` is grey when every image is, else RGB."""
 
-_DECODER_VERSION = 1
-_ARRAY_NAME = "images.npy"
+OnDecoded = Callable[[int, int], None]
+"""Called while images are decoded: how many are done, and how many there are."""
 
-UInt8Array = npt.NDArray[np.uint8]
+_DECODER_VERSION = 2
+_BLOCK_IMAGES = 256
+_SHOWN = 5
+_REPAIR = "; repair or remove it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedImages:
+    """What `decode` gives: where the images lie, and why which ones are not among them."""
+
+    file: ImageFile
+    damaged: Mapping[str, str]
 
 
 def decode(
-    source: ImageSource, names: Sequence[str], *, image_size: int, colour: Colour, cache_dir: Path
-) -> UInt8Array:
-    """The named images, read-only N×C×H×W with C of 1 or 3 and H = W = `image_size`, from the cache if they are in it.
+    source: ImageSource,
+    names: Sequence[str],
+    *,
+    image_size: int,
+    colour: Colour,
+    cache_dir: Path,
+    corrupt_share: float = 0.0,
+    on_decoded: OnDecoded = lambda *_: None,
+) -> DecodedImages:
+    """The named images, N×C×H×W with C of 1 or 3 and H = W = `image_size`, from the cache if they are in it.
 
-    Raises `DataError` for an image that cannot be read or decoded, and for a cache that cannot be used.
+    Images that cannot be read or decoded are left out, as long as they are no more than `corrupt_share` of all. The
+    cache is checked against its checksums.
+
+    Raises `DataError` for more damaged images than that, naming the first, and for a cache that cannot be used.
     """
     recipe = [_DECODER_VERSION, image_size, colour, source.fingerprints(names)]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
@@ -47,41 +69,70 @@ def decode(
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(cache_dir / f"{digest}.lock"):
                 if not target.exists():
-                    _save(_decode_all(source, names, image_size=image_size, colour=colour), target)
+                    _build(source, names, target, image_size=image_size, colour=colour, on_decoded=on_decoded)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
             f"the cache folder {cache_dir} cannot be written ({reason}); choose another --run or make room"
         ) from error
+    file = ImageFile.of(target)
+    damaged = file.damaged()
+    _refuse_damaged(damaged, len(names), corrupt_share, source.path)
+    file.verify()
+    return DecodedImages(file=file, damaged=damaged)
+
+
+def _refuse_damaged(damaged: Mapping[str, str], images: int, share: float, path: Path) -> None:
+    if len(damaged) <= share * images:
+        return
+    reasons = [reason.removesuffix(_REPAIR) for reason in itertools.islice(damaged.values(), _SHOWN)]
+    more = f" and {len(damaged) - _SHOWN:,} more" if len(damaged) > _SHOWN else ""
+    raise DataError(
+        f"{len(damaged):,} of {images:,} images of {path} are damaged, more than data.corrupt_share = {share:g} lets "
+        f"be left out: {', '.join(reasons)}{more}{_REPAIR.replace('it', 'them')}"
+    )
+
+
+def _build(
+    source: ImageSource, names: Sequence[str], target: Path, *, image_size: int, colour: Colour, on_decoded: OnDecoded
+) -> None:
+    """Decode the named images into the folder `target`, or go on with what is there of it.
+
+    Where a coloured image is the first one after blocks of grey ones, all are decoded anew.
+    """
+    with ImageFileWriter(target, image_size) as writer, source.reader() as read:
+        decode_one = partial(_decoded_or_error, read, image_size=image_size, colour=colour)
+        channels = writer.channels or 1
+        while writer.asked < len(names):
+            for block in _in_blocks(decode_one, names[writer.asked :]):
+                images = [image for image in block.values() if not isinstance(image, DataError)]
+                channels = 3 if any(image.ndim == 3 for image in images) else channels
+                if writer.channels not in (None, channels):
+                    writer.start_over()
+                    break
+                damaged = {name: str(error) for name, error in block.items() if isinstance(error, DataError)}
+                writer.append(images, channels=channels, damaged=damaged)
+                on_decoded(writer.asked, len(names))
+        writer.finish()
+
+
+def _decoded_or_error(read: Reader, name: str, *, image_size: int, colour: Colour) -> UInt8Array | DataError:
     try:
-        images: UInt8Array = np.load(target / _ARRAY_NAME, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the decoded images in {target} are damaged ({error}); remove that folder") from error
-    return images
+        return decode_image(read(name), name, image_size=image_size, colour=colour)
+    except DataError as error:
+        return error
 
 
-def _save(images: UInt8Array, target: Path) -> None:
-    """Write `images` so that `target` appears whole or not at all. The caller holds the lock."""
-    partial_dir = target.with_suffix(".partial")
-    shutil.rmtree(partial_dir, ignore_errors=True)
-    partial_dir.mkdir()
-    with (partial_dir / _ARRAY_NAME).open("wb") as file:
-        np.save(file, images)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_dir.rename(target)
-
-
-def _decode_all(source: ImageSource, names: Sequence[str], *, image_size: int, colour: Colour) -> UInt8Array:
-    """The named images decoded in parallel: N×C×H×W."""
-    with source.reader() as read, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        decode_one = partial(decode_image, image_size=image_size, colour=colour)
-        images = list(pool.map(lambda name: decode_one(read(name), name), names))
-    channels = 3 if any(image.ndim == 3 for image in images) else 1
-    batch_NCHW = np.empty((len(images), channels, image_size, image_size), np.uint8)
-    for row_CHW, image in zip(batch_NCHW, images, strict=True):
-        row_CHW[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)
-    return batch_NCHW
+def _in_blocks(
+    decode_one: Callable[[str], UInt8Array | DataError], names: Sequence[str]
+) -> Iterator[dict[str, UInt8Array | DataError]]:
+    """What each name gives, in parallel: a block is decoded while the one before it is dealt with."""
+    blocks = [names[first : first + _BLOCK_IMAGES] for first in range(0, len(names), _BLOCK_IMAGES)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        ahead = pool.map(decode_one, blocks[0])
+        for block, following in itertools.zip_longest(blocks, blocks[1:], fillvalue=()):
+            now, ahead = ahead, pool.map(decode_one, following)
+            yield dict(zip(block, now, strict=True))
 
 
 def decode_image(content: bytes, name: str, *, image_size: int | None, colour: Colour) -> UInt8Array:
@@ -94,7 +145,7 @@ def decode_image(content: bytes, name: str, *, image_size: int | None, colour: C
             upright = _eight_bit(ImageOps.exif_transpose(opened))
     except Exception as error:  # damaged bytes can make a decoder raise anything
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{name} is not an image or is damaged ({reason}); repair or remove it") from error
+        raise DataError(f"{name} is not an image or is damaged ({reason}){_REPAIR}") from error
     if colour == "grey":
         upright = upright.convert("L")
     if image_size is not None:

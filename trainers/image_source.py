@@ -22,7 +22,7 @@ OnImage = Callable[[str], None]
 """Called with the name of each image that is done."""
 
 Fingerprint = tuple[str, int, int]
-"""Name, size in bytes and CRC-32 of an image."""
+"""Name, size in bytes and CRC-32 of an image; the size of one that cannot be read is −1."""
 
 _IGNORED_NAMES = {"Thumbs.db", "desktop.ini"}
 
@@ -41,8 +41,15 @@ class Store(Protocol):
     def fingerprints(self, names: Sequence[str]) -> list[Fingerprint]:
         """Name, size and CRC-32 of each of these images, by reading them; a format that keeps checksums need not."""
         with self.reader() as read:
-            contents = ((name, read(name)) for name in names)
-            return [(name, len(content), zlib.crc32(content)) for name, content in contents]
+            return [_fingerprint(read, name) for name in names]
+
+
+def _fingerprint(read: Reader, name: str) -> Fingerprint:
+    try:
+        content = read(name)
+    except DataError:
+        return name, -1, 0
+    return name, len(content), zlib.crc32(content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from search_space import Loss, LossSpec, build, margin_loss
 from search_space.functional import nearest_center
 from search_space.loss import carries_over
 from trainers import numerics as nm
-from trainers.networks import EmbeddingNetwork, build_network
+from trainers.networks import build_network
 from trainers.recipe import Numerics, Recipe
 
 _LOSS = "loss."
@@ -23,7 +23,7 @@ _VELOCITY = "velocity."
 class _Candidate(nn.Module):
     """What is trained: network, class weights and loss, so that one `state_dict` names everything."""
 
-    def __init__(self, network: EmbeddingNetwork, weights_RD: Tensor, loss: Loss) -> None:
+    def __init__(self, network: nn.Module, weights_RD: Tensor, loss: Loss) -> None:
         super().__init__()
         self.network = network
         self.class_weights_RD = nn.Parameter(weights_RD)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from trainers.full_recipe import FullRecipe
 from trainers.recipe import Recipe
 
 Rate = Callable[[int], float]
@@ -18,6 +19,21 @@ def rate_of(recipe: Recipe, steps: int) -> Rate:
     if recipe.schedule == "one_cycle":
         return lambda step: one_cycle(step, total_steps, peak=peak)
     return lambda step: constant(step, total_steps, peak=peak, decay=recipe.decay)
+
+
+def full_rate_of(recipe: FullRecipe, steps: int) -> Rate:
+    """The rate of a full training where an epoch has so many steps: a rising line, then the recipe's schedule."""
+    warm_up, total = recipe.warmup_epochs * steps, recipe.epochs * steps
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return recipe.learning_rate * (step + 1) / (warm_up + 1)
+        if recipe.schedule == "step":
+            return recipe.learning_rate * recipe.gamma ** sum(step >= epoch * steps for epoch in recipe.milestones)
+        done = (step - warm_up) / (total - warm_up)
+        return recipe.learning_rate * (_fall(done, 1) if recipe.schedule == "cosine" else (1 - done) ** recipe.power)
+
+    return rate
 
 
 def one_cycle(step: int, total_steps: int, *, peak: float) -> float:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainers.networks import EmbeddingNetwork, build_network
+from trainers.networks import build_network
 from trainers.recipe import Numerics, Recipe
 from trainers.task import Task
 
@@ -30,27 +30,27 @@ def applied(numerics: Numerics) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def placed(network: EmbeddingNetwork, numerics: Numerics, device: torch.device) -> EmbeddingNetwork:
+def placed(network: nn.Module, numerics: Numerics, device: torch.device) -> nn.Module:
     """The network, moved to the device and laid out for it."""
     # torch's type stubs lack this overload of Module.to
-    moved: EmbeddingNetwork = network.to(device, memory_format=_layout(numerics))  # type: ignore[call-overload]
+    moved: nn.Module = network.to(device, memory_format=_layout(numerics))  # type: ignore[call-overload]
     return moved
 
 
-def run(network: EmbeddingNetwork, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
+def run(network: nn.Module, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
     """Embeddings N×D of float images, float32 even where the network computes in bfloat16."""
     forward = _compiled_forward() if numerics.execution == "compiled" and network.training else _forward
     return forward(network, images_NKHW.contiguous(memory_format=_layout(numerics)), numerics)
 
 
-def _forward(network: EmbeddingNetwork, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
+def _forward(network: nn.Module, images_NKHW: Tensor, numerics: Numerics) -> Tensor:
     with _autocast(images_NKHW.device, numerics):
         embeddings_ND: Tensor = network(images_NKHW)
     return embeddings_ND
 
 
 @functools.cache
-def _compiled_forward() -> Callable[[EmbeddingNetwork, Tensor, Numerics], Tensor]:
+def _compiled_forward() -> Callable[[nn.Module, Tensor, Numerics], Tensor]:
     """One graph for all networks of a shape: their weights are inputs of it."""
     return torch.compile(_forward, fullgraph=True, dynamic=False)
 
@@ -65,11 +65,14 @@ def _autocast(device: torch.device, numerics: Numerics) -> torch.autocast:
     )
 
 
-def capture(network: EmbeddingNetwork, images_shape: Sequence[int], numerics: Numerics, device: torch.device) -> None:
+def capture(network: nn.Module, images_shape: Sequence[int], numerics: Numerics, device: torch.device) -> None:
     """Have the training passes of `network`, in training mode, replay CUDA graphs for batches of `images_shape`.
 
-    Its weights and averages stay as they are. Weights may change later in place, not be replaced.
+    Its weights and averages stay as they are. Weights may change later in place, not be replaced. Raises ValueError
+    where `device` is no GPU.
     """
+    if device.type != "cuda":
+        raise ValueError(f"execution 'cuda_graph' needs a CUDA device, but this worker trains on '{device.type}'")
     held = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images_NKHW = torch.zeros(*images_shape, device=device).contiguous(memory_format=_layout(numerics))
     with _autocast(device, numerics):

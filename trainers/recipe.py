@@ -1,8 +1,9 @@
 """How a proxy model is trained and scored: everything but the loss, the data, the seed and the hardware."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from search_space.frozen import FrozenModel, Real
 
@@ -29,6 +30,30 @@ Execution = Literal["eager", "compiled", "cuda_graph"]
 candidates, or as one CUDA graph a candidate. Evaluation and losses are always eager."""
 
 
+NETWORKS = ("conv4", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "mobilefacenet", "resnet")
+"""The networks that `trainers.networks` builds itself."""
+
+
+def known_network(name: str) -> str:
+    """`name`, if a network can be called so. Raises `ValueError`."""
+    if name not in NETWORKS and not re.fullmatch(r"timm:[^\s:]+|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise ValueError(f"must be {', '.join(NETWORKS)}, 'timm:NAME' or 'module:factory', but got {name!r}")
+    return name
+
+
+class NetworkRecipe(FrozenModel):
+    """Which network makes the embeddings.
+
+    `network` is one of `NETWORKS`, `timm:NAME` for a model of the timm library, or `module:factory` for a callable of
+    the user's (see `trainers.foreign_networks`).
+    """
+
+    network: Annotated[str, AfterValidator(known_network)] = "conv4"
+    width: Annotated[int, Field(ge=4, le=512)] = 32
+    """Of `conv4` and `resnet`: the channels after the first convolution."""
+    embedding_dim: Annotated[int, Field(ge=2, le=4096)] = 128
+
+
 class Augmentation(FrozenModel):
     """Random changes of each training image, drawn anew each epoch. Zero or False switches one off."""
 
@@ -40,16 +65,13 @@ class Augmentation(FrozenModel):
     """Translation as a share of the image's side."""
 
 
-class Recipe(FrozenModel):
+class Recipe(NetworkRecipe):
     """How a proxy model is trained (SGD with momentum) and what its reward is.
 
     `horizon_epochs` fixes the learning-rate schedule for the whole search, so that stopping after some epochs and
     continuing later is the same as not stopping.
     """
 
-    network: Literal["conv4", "resnet"] = "conv4"
-    width: Annotated[int, Field(ge=4, le=512)] = 32
-    embedding_dim: Annotated[int, Field(ge=2, le=4096)] = 128
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 128
     learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
     """The highest of the schedule."""

@@ -35,7 +35,7 @@ class Task:
 
     Validation identities come in two halves: `reward` feeds the reward, `choice` the final choice between trials, so
     that the shrinkage from one to the other shows how far a search has fitted its reward. `digest` names the decoded
-    content: equal digests mean equal arrays.
+    content: equal digests mean equal arrays. `damaged` names the images that were left out, as they cannot be decoded.
     """
 
     name: str
@@ -44,12 +44,14 @@ class Task:
     train: LabelledImages
     reward: LabelledImages
     choice: LabelledImages
+    damaged: tuple[str, ...] = ()
 
     def describe(self) -> Mapping[str, str | int]:
         """What the journal and the report say of the data."""
         parts = {"train": self.train, "reward": self.reward, "choice": self.choice}
         sizes = {f"{name}_images": len(part.labels) for name, part in parts.items()}
         classes = {f"{name}_classes": part.classes for name, part in parts.items()}
+        left_out = {"damaged_images": len(self.damaged)} if self.damaged else {}
         channels, height, width = self.train.images.shape[1:]
         return {
             "name": self.name,
@@ -60,4 +62,5 @@ class Task:
             "width": width,
             **classes,
             **sizes,
+            **left_out,
         }

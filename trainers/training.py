@@ -25,14 +25,12 @@ from trainers.learner import Learner, without_optimizer
 from trainers.learning_rate import Rate, cooling_down, rate_of
 from trainers.numerics import applied
 from trainers.outcome import Outcome
+from trainers.random_streams import BATCHES, MARGINS, WEIGHTS, random_stream
 from trainers.recipe import Numerics, Recipe
 from trainers.task import LabelledImages, Task
 
 _CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite; each look waits for the device."""
-
-_WEIGHTS, _BATCHES, _MARGINS = 0, 1, 2
-"""What a stream of random numbers is for."""
 
 Result = tuple[Outcome, npt.NDArray[np.uint8] | None]
 """An outcome and a checkpoint, or None in its place when training diverged."""
@@ -253,7 +251,7 @@ def _new_learner(
         class_counts=task.train.class_counts(),
         recipe=recipe,
         numerics=numerics,
-        generator=_generator(seed, _WEIGHTS),
+        generator=random_stream(seed, WEIGHTS),
         device=device,
     )
 
@@ -270,7 +268,7 @@ def _cool_down(lanes: Sequence[_Lane], batches: "_Batches", first: int, epochs: 
 def _train_epoch(lanes: Sequence[_Lane], batches: "_Batches", epoch: int, rate: Rate) -> None:
     """Train one 0-based epoch; a lane that diverges goes no further."""
     for lane in lanes:
-        lane.begin(_generator(batches.seed, _MARGINS, epoch), batches.device)
+        lane.begin(random_stream(batches.seed, MARGINS, epoch), batches.device)
     for step, (images_NKHW, label_N) in enumerate(batches.of(epoch) if lanes else ()):
         learning_rate = rate(epoch * batches.steps + step)
         look = (step + 1) % _CHECK_EVERY == 0 or step + 1 == batches.steps
@@ -291,13 +289,7 @@ class _Batches:
 
     def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels of each batch; what does not fill a batch is left out."""
-        generator = _generator(self.seed, _BATCHES, epoch)
+        generator = random_stream(self.seed, BATCHES, epoch)
         order = torch.randperm(len(self._labels), generator=generator)[: self.steps * self._size]
         for index in order.to(self.device).view(self.steps, self._size):
             yield augment(as_float(self._images[index]), self._augmentation, generator), self._labels[index]
-
-
-def _generator(*key: int) -> torch.Generator:
-    """Random numbers that depend on every part of `key`, and streams of different keys on nothing shared."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))

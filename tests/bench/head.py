@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -38,10 +39,11 @@ from trainers.learner import Learner
 
 DIM = 512
 PML = "pytorch_metric_learning"
-OURS: Mapping[str, tuple[Implementation, bool]] = {
-    "chunked": ("chunked", False),
-    "chunked, persistent buffers": ("chunked", True),
-    "plain": ("plain", False),
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "chunked": {"impl": "chunked"},
+    "chunked, persistent buffers": {"impl": "chunked", "persistent_buffers": True},
+    "chunked, recompute": {"impl": "chunked", "memory": "recompute"},
+    "plain": {"impl": "plain"},
 }
 GROWTH = ("floor", "chunked", "plain", PML)
 MAX_CLASSES = {"plain": 500_000, PML: 200_000}
@@ -73,8 +75,7 @@ def head_of(way: str, classes: int) -> nn.Module:
 
         head: nn.Module = CosFaceLoss(classes, DIM, margin=0.35, scale=64)
         return head
-    impl, persistent = OURS[way.removesuffix(", compiled")]
-    head = MarginHead(catalog.cosface(), classes, DIM, impl=impl, persistent_buffers=persistent)
+    head = MarginHead(catalog.cosface(), classes, DIM, **OURS[way.removesuffix(", compiled")])
     if way.endswith("compiled"):
         head.compile(fullgraph=True, dynamic=False)
     return head

@@ -168,7 +168,16 @@ CONFIGS = {
     ),
     "fixed list without losses": ('[search]\nmethod = "fixed_list"', ["lacks 'search.losses'"]),
     "empty fixed list": ('[search]\nmethod = "fixed_list"\nlosses = []', ["search.losses", "1 or more", "[]"]),
-    "unknown network": ('[recipe]\nnetwork = "vgg"', ["recipe.network", "'conv4' or 'resnet'", "'vgg'"]),
+    "unknown network": ('[recipe]\nnetwork = "vgg"', ["recipe.network", "must be conv4", "module:factory", "'vgg'"]),
+    "a network without a factory": ('[recipe]\nnetwork = "mine:"', ["recipe.network", "'module:factory'", "'mine:'"]),
+    "a network whose module is not there": (
+        '[recipe]\nnetwork = "no_such_module:net"',
+        ["recipe.network", "'no_such_module'", "install it", "PYTHONPATH"],
+    ),
+    "a network whose factory is not there": (
+        '[recipe]\nnetwork = "torch.nn:NoSuchNetwork"',
+        ["recipe.network", "torch.nn has nothing of that name"],
+    ),
     "unknown reward": ('[recipe]\nreward = "accuracy"', ["recipe.reward", "'tar_at_far_1e-3'", "'accuracy'"]),
     "unknown executor": ('[executor]\nkind = "spark"', ["executor.kind", "'ray' or 'serial'", "'spark'"]),
     "image size too small": ("[data]\nimage_size = 4", ["data.image_size", "at least 16", "4"]),

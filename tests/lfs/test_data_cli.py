@@ -1,6 +1,9 @@
 """`lossearch data` from end to end: what it says, what it writes, and what it refuses."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,8 +11,11 @@ from lfs.data_cli import FORMATS
 from lfs.journal import FILE_NAME, comparable, read_events
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, draw_images, lossearch
 from tests.lfs.test_bad_input import refused
+from trainers.data import DataConfig, load_task
 from trainers.formats.opening import open_images
 from trainers.formats.writing import WRITERS, write_images
+
+RealData = Callable[[str], Path]
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -138,6 +144,46 @@ def test_check_names_what_is_in_two_splits(here: Path) -> None:
     assert "images that cannot be decoded: 0" in done.out
 
 
+def journal_of(run: Path) -> list[dict[str, Any]]:
+    """A search's journal without times, paths and what is drawn to tell searches apart."""
+    events = [comparable(event) for event in read_events(run / FILE_NAME)[0]]
+    events[0]["config"]["data"].pop("path")
+    events[0]["data"].pop("name")
+    events[0].pop("search_id")
+    return events
+
+
+def place_of(kind: str, folder: Path) -> tuple[Path, Path]:
+    """Where `convert` is to write a format, and where the set then is."""
+    if kind == "list":
+        return folder / "list", folder / "list" / "list.csv"
+    target = folder / (f"set.{kind}" if kind in ("npz", "parquet", "tar", "zip") else kind)
+    return target, target
+
+
+@pytest.mark.slow
+def test_omniglot_converted_to_every_format_gives_the_same_cache_and_the_same_journal(
+    real_data: RealData, here: Path
+) -> None:
+    sizes = ("--identities=24", "--images=6", "--val-identities=12", "--val-images=4", "--test-identities=6")
+    assert lossearch("data", "proxy", real_data("omniglot"), "subset", *sizes).code == 0
+    caches, journals = {}, {}
+    for kind in FORMATS:
+        target, path = place_of(kind, here)
+        assert lossearch("data", "convert", "subset", target, "--format", kind).code == 0
+        run = here / f"space of {kind}" / "runs" / "tiny"
+        done = lossearch("search", "--data", path, "--run", run, *TINY_SEARCH, "--set=data.image_size=16")
+        assert done.code == 0, done.err
+        (cache,) = (here / f"space of {kind}" / "cache").glob("*/images.npy")
+        task = load_task(DataConfig(path=path, image_size=16), cache_dir=cache.parents[1])
+        labels = [part.labels.tolist() for part in (task.train, task.reward, task.choice)]
+        caches[kind] = (hashlib.sha256(cache.read_bytes()).hexdigest(), labels)
+        journals[kind] = journal_of(run)
+    assert len(journals["folder"]) > 10
+    assert caches == dict.fromkeys(FORMATS, caches["folder"])
+    assert journals == dict.fromkeys(FORMATS, journals["folder"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "folder"])
 def test_a_search_keeps_the_same_journal_in_every_format(
@@ -149,12 +195,17 @@ def test_a_search_keeps_the_same_journal_in_every_format(
     if kind in ("npz", "parquet", "tar", "zip"):
         path = target.rename(target.with_suffix(f".{kind}"))
     assert lossearch("search", "--data", path, "--run", "space/runs/tiny", *TINY_SEARCH).code == 0
-    first, again = (
-        [comparable(event) for event in read_events(run / FILE_NAME)[0]]
-        for run in (finished_search[0], here / "space" / "runs" / "tiny")
-    )
-    for journal in (first, again):
-        journal[0]["config"]["data"].pop("path")
-        journal[0]["data"].pop("name")
-        journal[0].pop("search_id")
+    first, again = map(journal_of, (finished_search[0], here / "space" / "runs" / "tiny"))
     assert again == first
+
+
+def test_a_search_names_the_damaged_images_that_it_leaves_out(here: Path) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape03" / "2.png").write_bytes(b"no image")
+    command = ("search", "--data", "set", "--run", "space/runs/mine", *TINY_SEARCH)
+    refused(lossearch(*command), "1 of 72 images", "images/shape03/2.png is not an image", "data.corrupt_share = 0.01")
+    done = lossearch(*command, "--set=data.corrupt_share=0.1")
+    assert done.code == 0, done.err
+    assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)" in done.out
+    started = read_events(here / "space/runs/mine" / FILE_NAME)[0][0]
+    assert started.data["damaged_images"] == 1  # type: ignore[union-attr]

@@ -17,7 +17,11 @@ from lfs.ray_executor import RayExecutor, Resources, connected
 from lfs.search import search
 from search_space import LossSchedule, catalog
 from tests.lfs import runners
-from tests.lfs.runners import CHECKPOINT_BYTES, DOOMED, Player, closing, play, trial, wait_until
+from tests.lfs.command import draw_images
+from tests.lfs.runners import CHECKPOINT_BYTES, DOOMED, Onlooker, Player, closing, play, trial, wait_until
+from trainers.data import DataConfig, load_task
+from trainers.image_copies import CACHE_VARIABLE
+from trainers.image_file import MappedImages
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +38,7 @@ class Nodes:
     """The head, on which the driver runs, and nodes beside it; one CPU each."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         (root / "head").mkdir()
         with pytest.MonkeyPatch.context() as place:
             place.chdir(root / "head")
@@ -44,7 +48,7 @@ class Nodes:
 
     def add(self, name: str) -> Any:
         """A node whose working directory is the folder of this name."""
-        folder = self._root / name
+        folder = self.root / name
         folder.mkdir()
         (folder / DOOMED).touch()
         with pytest.MonkeyPatch.context() as place:
@@ -56,7 +60,7 @@ class Nodes:
 
     def folders(self, *names: str) -> set[int]:
         """Their numbers, which is how a `Player` reports them."""
-        return {(self._root / name).stat().st_ino for name in names}
+        return {(self.root / name).stat().st_ino for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +132,34 @@ def test_a_checkpoint_goes_down_with_its_node_unless_it_was_fetched(nodes: Nodes
         kept = played.completed[1 - there].checkpoint()
     assert kept is not None
     assert kept.shape == (CHECKPOINT_BYTES,)
+
+
+def test_mapped_images_are_mapped_where_they_lie_and_copied_once_to_other_nodes(
+    nodes: Nodes, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of the cache is a relative one, which leads nowhere on the other node."""
+    shapes = draw_images(tmp_path / "shapes")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "copies"))
+    other = nodes.add("elsewhere")
+    with monkeypatch.context() as place:
+        place.chdir(nodes.root / "head")
+        part = load_task(DataConfig(path=shapes, memory_share=0), cache_dir=Path("cache")).train
+        assert isinstance(part, MappedImages)
+        here = Path(part.file.folder / "images.npy").stat().st_ino
+    with closing(RayExecutor(Onlooker(tmp_path, part), workers=2)) as executor:
+        played = play(executor, [trial("meet", together=0), trial("meet", together=0)])
+    nodes.kill(other)
+    (copy,) = (tmp_path / "copies").glob("*/images.npy")
+    by_folder = dict(zip(played.metrics("folder"), played.metrics("images/file"), strict=True))
+    head, elsewhere = (nodes.folders(name).pop() for name in ("head", "elsewhere"))
+    assert by_folder == {head: here, elsewhere: copy.stat().st_ino}
+    assert set(played.metrics("images/sum")) == {float(part.images.sum())}
+    assert set(played.metrics("labels/sum")) == {float(part.labels.sum())}
+
+
+def test_images_that_are_held_are_shared_through_the_object_store(nodes: Nodes, tmp_path: Path) -> None:
+    part = load_task(DataConfig(), cache_dir=tmp_path).train
+    with closing(RayExecutor(Onlooker(tmp_path, part), workers=1)) as executor:
+        played = play(executor, [trial("report")])
+    assert played.metrics("images/file") == [-1]
+    assert played.metrics("images/sum") == [float(part.images.sum())]

@@ -6,46 +6,22 @@ Shapes: N batch, C classes, R rows of class weights, D embedding.
 import copy
 import gc
 import logging
+import statistics
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from search_space import Loss, LossSpec, MarginHead, build, catalog, margin_loss, parts
-from search_space.chunked import ChunkedNegatives, Memory
+from search_space import Loss, LossSpec, MarginHead, catalog, margin_loss
+from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
 from search_space.margin_loss import _say_once, chosen_implementation
-from search_space.spec import COSINE_OBJECTIVES
 from search_space.step_buffers import Buffers
+from tests.search_space.head_cases import CLASSES, SOFTMAX, SPECS, answers, at_scale, built, errors, float32_batch
 
-DIM, CLASSES = 8, 23
-SOFTMAX = tuple(
-    name for name in catalog.NAMES if not isinstance(catalog.get(name).objective, (*COSINE_OBJECTIVES, parts.UniFace))
-)
-SPECS = {name: catalog.get(name) for name in SOFTMAX} | {
-    "arcface under feature norms": catalog.arcface().replace(scale=parts.FeatureNormScale()),
-    "bins under feature norms": catalog.modulating_bins().replace(scale=parts.SoftNormScale()),
-    "bins with hard negatives": catalog.mv_am().replace(
-        target=catalog.modulating_bins().target, margin=parts.NoMargin()
-    ),
-    "curricular, detached": catalog.curricularface().replace(gradient="detached"),
-    "curricular under adacos": catalog.curricularface().replace(scale=parts.AdaCosScale()),
-    "npcface of three centers": catalog.npcface().replace(centers=3),
-    "mv of three centers under adacos": catalog.mv_arc().replace(centers=3, scale=parts.AdaCosScale()),
-    "symbolic": LossSpec(
-        target=parts.SymbolicTarget(f=["*", "c", 0.9]),
-        negative=parts.SymbolicNegative(n=["*", "c", ["+", "c_y", 1.5]]),
-    ),
-}
-
-
-def built(spec: LossSpec, classes: int = CLASSES, seed: int = 0) -> Loss:
-    loss = build(spec, num_classes=classes, class_counts=[1 + 7 * j for j in range(classes)])
-    loss.generator = torch.Generator().manual_seed(seed)
-    return loss
+DIM = 8
 
 
 def batch(spec: LossSpec, labels: Sequence[int], classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,64 +62,25 @@ def test_chunks_give_the_plain_loss_its_gradients_and_its_state(name: str, memor
 
 # Accuracy: judged by float64, against the plain form in float32.
 
-SCALED = tuple(name for name in SPECS if isinstance(SPECS[name].scale, parts.ConstantScale))
-BATCHES = 4
-"""Errors are those of four batches together: at s = 512 nearly all of one batch's comes from the sample or two whose
-targets are on a level with a negative, so that one batch alone compares luck."""
-
-
-def float32_batch(spec: LossSpec, classes: int, count: int, scale: float, seed: int = 0) -> tuple[Tensor, ...]:
-    """Target angles from near 0 to near π, labels that repeat; embeddings as long as the scale where it is the norm."""
-    generator = torch.Generator().manual_seed(seed)
-    w_RD = torch.randn(classes * spec.centers, 32, generator=generator)
-    label_N = torch.randint(classes, (count,), generator=generator)
-    closeness_N1 = torch.linspace(-2, 6, count)[:, None]
-    x_ND = torch.randn(count, 32, generator=generator) + closeness_N1 * w_RD[label_N * spec.centers]
-    is_norm = isinstance(spec.scale, parts.FeatureNormScale | parts.SoftNormScale)
-    return (scale * F.normalize(x_ND) if is_norm else x_ND), w_RD, label_N
-
-
-def with_gradients(loss_N: Tensor, x_ND: Tensor, w_RD: Tensor) -> list[Tensor]:
-    grads = torch.autograd.grad(loss_N.sum(), (x_ND, w_RD))
-    return [loss_N.detach().double(), *(grad.double() for grad in grads)]
-
-
-def assert_errs_at_most_twice_as_much(
-    spec: LossSpec,
-    classes: int,
-    count: int,
-    scale: float,
-    *,
-    memory: Memory = "store",
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """In value and in the gradients at x and w, beyond the rounding of the results themselves."""
-    answers: list[list[list[Tensor]]] = []
-    for seed in range(BATCHES):
-        x_ND, w_RD, label_N = float32_batch(spec, classes, count, scale, seed)
-        x_ND, w_RD = (t.to(dtype).requires_grad_() for t in (x_ND, w_RD))
-        wide = [t.detach().double().requires_grad_() for t in (x_ND, w_RD)]
-        truth_N, plain_N = built(spec, classes)(*wide, label_N), built(spec, classes)(x_ND, w_RD, label_N)
-        ours_N = built(spec, classes).chunked(x_ND, w_RD, label_N, memory=memory, chunk_rows=64)
-        truth, plain, ours = (
-            with_gradients(truth_N, *wide),
-            with_gradients(plain_N, x_ND, w_RD),
-            with_gradients(ours_N, x_ND, w_RD),
-        )
-        answers.append([truth, plain, ours])
-    for truth, plain, ours in zip(*(zip(*each, strict=True) for each in zip(*answers, strict=True)), strict=True):
-        true, theirs, mine = (torch.cat([part.flatten() for part in each]) for each in (truth, plain, ours))
-        assert (mine - true).norm() <= 2 * (theirs - true).norm() + torch.finfo(dtype).eps * true.norm()
-
 
 @pytest.mark.parametrize("scale", [16, 64, 256, 512])
 @pytest.mark.parametrize("name", SPECS)
 def test_float32_errs_at_most_twice_as_much_as_the_plain_form(name: str, scale: float) -> None:
     """512 samples of 300 classes in chunks of 64 rows; AdaCos at the scale that it has."""
-    spec = SPECS[name]
-    if name in SCALED:
-        spec = spec.replace(scale=parts.ConstantScale(value=scale))
-    assert_errs_at_most_twice_as_much(spec, 300, 512, scale)
+    found = errors(at_scale(name, scale), 300, 512, scale, chunk_rows=64)
+    assert all(error.is_at_most_twice_the_plain() for error in found), found
+
+
+@pytest.mark.parametrize("name", ["softmax", "arcface", "li_arcface", "npcface", "symbolic"])
+def test_the_largest_error_at_the_largest_scale_is_the_plain_forms_in_the_median_batch(name: str) -> None:
+    """One batch's largest errors are those of one sample, whose target is on a level with its hardest negative: 512
+    times the rounding of two cosines, so that over batches either form's is three times the other's (24 batches each:
+    .3 to 3.0 for softmax too), and the median 1."""
+    largest: list[list[float]] = []
+    for seed in range(100, 112):
+        found = zip(*answers(at_scale(name, 512), 300, 512, 512, seed, chunk_rows=64), strict=True)
+        largest.append([float((ours - true).abs().max() / (plain - true).abs().max()) for true, plain, ours in found])
+    assert all(statistics.median(ratios) <= 1.5 for ratios in zip(*largest, strict=True)), largest
 
 
 @pytest.mark.parametrize("memory", ["store", "recompute"])
@@ -152,7 +89,17 @@ def test_float32_errs_at_most_twice_as_much_as_the_plain_form(name: str, scale: 
 def test_so_does_it_for_a_single_sample_and_classes_that_fill_no_chunk(
     name: str, classes: int, count: int, memory: Memory
 ) -> None:
-    assert_errs_at_most_twice_as_much(SPECS[name], classes, count, 64, memory=memory)
+    found = errors(SPECS[name], classes, count, 64, memory=memory, chunk_rows=64)
+    assert all(error.is_at_most_twice_the_plain() for error in found), found
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("name", SPECS)
+def test_gradient_products_in_bfloat16_err_by_its_rounding_and_leave_the_loss_alone(name: str, memory: Memory) -> None:
+    """Half a unit in the last place is 2e-3; each factor is rounded, and on a CPU the product."""
+    loss, *gradients = errors(SPECS[name], 300, 128, 20, memory=memory, gradient_dtype="bfloat16", chunk_rows=64)
+    assert loss.is_at_most_twice_the_plain()
+    assert all(1e-4 * error.size < error.ours < 4e-3 * error.size for error in gradients), gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -160,7 +107,8 @@ def test_so_does_it_for_a_single_sample_and_classes_that_fill_no_chunk(
 def test_half_precision_inputs_give_float32_losses_and_gradients_off_by_their_own_rounding(
     name: str, dtype: torch.dtype
 ) -> None:
-    assert_errs_at_most_twice_as_much(SPECS[name], 100, 40, 20, dtype=dtype)
+    found = errors(SPECS[name], 100, 40, 20, dtype=dtype, chunk_rows=64)
+    assert all(error.is_at_most_twice_the_plain(dtype) for error in found), found
     x_ND, w_RD, label_N = (t.to(dtype) if t.is_floating_point() else t for t in float32_batch(SPECS[name], 100, 40, 20))
     w_RD.requires_grad_()
     loss_N = built(SPECS[name], 100).chunked(x_ND, w_RD, label_N, chunk_rows=64)
@@ -281,9 +229,17 @@ def test_class_weights_of_another_count_are_refused() -> None:
 # Persistent buffers
 
 
-def head_with_buffers() -> MarginHead:
+def head_with_buffers(gradient_dtype: GradientDtype = "float32") -> MarginHead:
     generator = torch.Generator().manual_seed(0)
-    return MarginHead(catalog.arcface(), 50, DIM, generator=generator, impl="chunked", persistent_buffers=True)
+    return MarginHead(
+        catalog.arcface(),
+        50,
+        DIM,
+        generator=generator,
+        impl="chunked",
+        gradient_dtype=gradient_dtype,
+        persistent_buffers=True,
+    )
 
 
 def embeddings(seed: int) -> tuple[Tensor, Tensor]:
@@ -291,10 +247,11 @@ def embeddings(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(6, DIM, generator=generator), torch.randint(50, (6,), generator=generator)
 
 
-def test_persistent_buffers_change_nothing_but_where_results_lie() -> None:
+@pytest.mark.parametrize("gradient_dtype", ["float32", "bfloat16"])
+def test_persistent_buffers_change_nothing_but_where_results_lie(gradient_dtype: GradientDtype) -> None:
     """Three steps, the second with a batch of another size, and a look in between that asks for no gradient."""
-    head = head_with_buffers()
-    without = MarginHead(catalog.arcface(), 50, DIM, impl="chunked")
+    head = head_with_buffers(gradient_dtype)
+    without = MarginHead(catalog.arcface(), 50, DIM, impl="chunked", gradient_dtype=gradient_dtype)
     without.load_state_dict(head.state_dict())
     for seed in range(3):
         x_ND, label_N = embeddings(seed)

@@ -11,6 +11,7 @@ from PIL import Image
 from trainers import image_cache, presets
 from trainers.data import DataConfig, load_sealed_test, load_task
 from trainers.formats.opening import open_images
+from trainers.image_file import UInt8Array
 from trainers.image_source import DataError
 from trainers.recipe import Recipe
 from trainers.task import Kind
@@ -113,7 +114,7 @@ def test_decoding_happens_once_and_again_only_when_the_content_changes(
     decoded: list[str] = []
     original = image_cache.decode_image
 
-    def counted(content: bytes, name: str, **options: object) -> image_cache.UInt8Array:
+    def counted(content: bytes, name: str, **options: object) -> UInt8Array:
         decoded.append(name)
         return original(content, name, **options)  # type: ignore[arg-type]
 
@@ -136,8 +137,8 @@ def test_two_processes_at_once_decode_once_and_agree(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from trainers import image_cache\n"
         "from trainers.data import DataConfig, load_task\n"
-        "saves, original = [], image_cache._save\n"
-        "image_cache._save = lambda *given: (saves.append(1), original(*given))\n"
+        "saves, original = [], image_cache._build\n"
+        "image_cache._build = lambda *given, **options: (saves.append(1), original(*given, **options))\n"
         "sys.stdin.readline()\n"
         f"task = load_task(DataConfig(path=Path({str(folder)!r})), cache_dir=Path({str(tmp_path / 'cache')!r}))\n"
         "print(len(saves), task.digest)\n"
@@ -181,7 +182,7 @@ def test_a_damaged_or_unwritable_cache_gets_a_sentence(tmp_path: Path) -> None:
         load_task(config, cache_dir=tmp_path / "file" / "cache")
 
 
-def _decode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], **save: object) -> image_cache.UInt8Array:
+def _decode(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], **save: object) -> UInt8Array:
     return image_cache.decode_image(encoded(pixels, **save), "a.png", image_size=None, colour="auto")
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from trainers import Numerics, Recipe, Task
+from search_space import LossSchedule, catalog
+from trainers import Numerics, Recipe, Task, train
 from trainers.numerics import applied, choose, probe
 
 
@@ -30,3 +31,15 @@ def test_probe_measures_with_the_given_threads_and_restores_them(toy_task: Task)
     assert numerics.threads == 1
     assert torch.get_num_threads() == before
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_cuda_graphs_without_a_gpu_are_refused_with_the_reason(toy_task: Task) -> None:
+    with pytest.raises(ValueError, match="'cuda_graph' needs a CUDA device, but this worker trains on 'cpu'"):
+        train(
+            LossSchedule.constant(catalog.get("softmax")),
+            toy_task,
+            recipe=Recipe(width=4, embedding_dim=8, horizon_epochs=1),
+            numerics=Numerics(execution="cuda_graph"),
+            seed=0,
+            epochs=1,
+        )
