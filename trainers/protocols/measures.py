@@ -86,5 +86,5 @@ def resolved(rates: Sequence[float], impostors: int) -> tuple[float, ...]:
 
 def few_accepts(name: str, rates: Sequence[float], impostors: int) -> list[str]:
     """A remark on the rates that rest on few false accepts."""
-    few = [f"{rate:g}" for rate in rates if allowed_accepts(rate, impostors) < FEWEST_ACCEPTS]
+    few = [f"{rate:g}".replace("e-0", "e-") for rate in rates if allowed_accepts(rate, impostors) < FEWEST_ACCEPTS]
     return [f"{name} {', '.join(few)}: fewer than {FEWEST_ACCEPTS} false accepts, so read with care"] if few else []

@@ -10,6 +10,7 @@ pairs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class PairHistogram:
     """
 
     genuine_HK: Floats
-    impostor_JH: npt.NDArray[np.uint32]
+    impostor_JH: npt.NDArray[np.unsignedinteger[Any]]
     blocks_2J: Ints
     hits_K: Floats
     mated_K: Floats
@@ -60,9 +61,9 @@ class PairHistogram:
     ) -> "PairHistogram":
         """The pairs among images, scored in float32 in tiles on `device`.
 
-        Beyond the embeddings and a normalised copy of them, `memory_bytes` bound what is held at a time, the counts
-        (at most 138 MB) and the genuine pairs (24 bytes each) not included. Labels are dense. Raises `ValueError` when
-        there is no genuine or no impostor pair.
+        Beyond the embeddings and a normalised copy of them, `memory_bytes` bound what is held at a time, without the
+        counts (138 MB for less than two million images) and the genuine pairs (24 bytes each). Labels are dense. Raises
+        `ValueError` when there is no genuine or no impostor pair.
         """
         images_of_label = np.bincount(label_N)
         genuine_pairs = int((images_of_label * (images_of_label - 1) // 2).sum())
@@ -76,12 +77,14 @@ class PairHistogram:
         tiles = _Tiles(torch.from_numpy(embeddings_ND[order_N]), label_N, device)
         ends = np.searchsorted(block_of_label[label_N], np.arange(blocks + 1))
         blocks_2J = np.stack(np.triu_indices(blocks))
-        impostor_JH = np.zeros((blocks_2J.shape[1], BINS), dtype=np.uint32)
+        largest = int(np.diff(ends).max()) ** 2
+        impostor_JH = np.zeros((blocks_2J.shape[1], BINS), dtype=np.uint32 if largest < 2**32 else np.uint64)
         rows = max(1, int((memory_bytes / _BYTES_A_PAIR) ** 0.5))
         for j, (one, two) in enumerate(blocks_2J.T):
             for first in _runs(ends[one], ends[one + 1], rows):
                 for second in _runs(max(ends[two], first.start), ends[two + 1], rows):
-                    impostor_JH[j] += tiles.count(first, second, within=bool(one == two))
+                    counted_H = tiles.count(first, second, within=bool(one == two))
+                    np.add(impostor_JH[j], counted_H, out=impostor_JH[j], casting="unsafe")
         row_Q, bin_Q = tiles.genuine()
         weight_Q = 2 / (images_of_label[label_N[row_Q]] - 1)
         block_N, mated_N = block_of_label[label_N], images_of_label[label_N] > 1
@@ -165,7 +168,7 @@ class _Tiles:
         self._stranger_N = self._mate_N.clone()
         self._genuine: list[tuple[Ints, Ints]] = []
 
-    def count(self, first: slice, second: slice, *, within: bool) -> npt.NDArray[np.uint32]:
+    def count(self, first: slice, second: slice, *, within: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The impostor pairs of rows with later rows in each bin, H; `within` a block labels are sorted."""
         cos_RS = self._unit_ND[first].to(self._device) @ self._unit_ND[second].to(self._device).T
         bin_RS = ((1 - cos_RS) * (BINS / 2)).int().clamp_(0, BINS - 1)
@@ -176,7 +179,7 @@ class _Tiles:
         torch.maximum(self._stranger_N[second], cos_RS.amax(0), out=self._stranger_N[second])
         count_H = torch.bincount(bin_RS.flatten(), minlength=BINS)
         count_H[BINS - 1] -= left_out
-        return count_H.cpu().numpy().astype(np.uint32)
+        return count_H.cpu().numpy().astype(np.uint64)
 
     def _set_apart(self, cos_RS: Tensor, bin_RS: Tensor, first: slice, second: slice) -> int:
         """Take genuine pairs, and pairs that are met elsewhere or are of an image with itself, out of a tile."""
