@@ -41,7 +41,7 @@ _SHORTEST = 1e-12
 """Norms below count as this and have no gradient, as in `torch.nn.functional.normalize`."""
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Rows `start` to `stop` of the class weights; the samples whose target is among them, and its column there."""
 
     start: int
@@ -115,7 +115,7 @@ class ChunkedNegatives:
         self._chunks = list(self._cut(max(1, chunk_rows // centers)))
         self.handed: Handed | None = None
 
-    def _cut(self, classes_a_chunk: int) -> Iterator[_Chunk]:
+    def _cut(self, classes_a_chunk: int) -> Iterator[Chunk]:
         by_label_N = self._label_N.argsort()
         classes = len(self._w_RD) // self._centers
         starts = [*range(0, classes, classes_a_chunk), classes]
@@ -123,7 +123,7 @@ class ChunkedNegatives:
         bounds = torch.searchsorted(self._label_N[by_label_N], edges).tolist()
         for index, (start, stop) in enumerate(itertools.pairwise(starts)):
             sample_n = by_label_N[bounds[index] : bounds[index + 1]]
-            yield _Chunk(start * self._centers, stop * self._centers, sample_n, self._label_N[sample_n] - start)
+            yield Chunk(start * self._centers, stop * self._centers, sample_n, self._label_N[sample_n] - start)
 
     def targets(self, unit_ND: Tensor, w_RD: Tensor) -> Tensor:
         """cos_y, N, with gradient."""
@@ -141,7 +141,7 @@ class ChunkedNegatives:
         peak_N, total_N = self._nothing_yet()
         for chunk, _, cos_NK in self._walk(keep=self._stores):
             logit_NJ = scale_N[:, None] * fn.nearest_center(cos_NK, self._centers)
-            peak_N, total_N, _ = _add_up(chunk, logit_NJ, peak_N, total_N)
+            peak_N, total_N, _ = self._add_up(chunk, logit_NJ, peak_N, total_N)
         peak_N, total_N, _ = self._shard.joined(peak_N, total_N)
         return (peak_N + total_N.log()).to(self._unit_ND.dtype)
 
@@ -177,7 +177,20 @@ class ChunkedNegatives:
         unit_ND = self._unit_ND
         return unit_ND.new_full((len(unit_ND),), lowest), unit_ND.new_zeros(len(unit_ND), dtype=torch.float64)
 
-    def _walk(self, *, keep: bool) -> Iterator[tuple[_Chunk, Tensor, Tensor]]:
+    def _add_up(self, chunk: Chunk, logit_NJ: Tensor, peak_N: Tensor, total_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """New peak, new sum, and what older sums are to be multiplied with; the logits become E, 0 for the targets."""
+        logit_NJ[chunk.sample_n, chunk.column_n] = -torch.inf
+        top_N = torch.maximum(peak_N, logit_NJ.amax(1))
+        decay_N = (peak_N - top_N).exp()
+        logit_NJ.sub_(top_N[:, None]).exp_()
+        return top_N, total_N * decay_N + logit_NJ.sum(1), decay_N
+
+    def _push_of(self, chunk: Chunk, logit_NJ: Tensor, peak_N: Tensor) -> Tensor:
+        """The logits become E from a known peak."""
+        logit_NJ[chunk.sample_n, chunk.column_n] = -torch.inf
+        return logit_NJ.sub_(peak_N[:, None]).exp_()
+
+    def _walk(self, *, keep: bool) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """Each chunk with its raw class weights K×D and its cosines N×K, which are kept for the next walk or not."""
         known, self._cosines = self._cosines, []
         for index, chunk in enumerate(self._chunks):
@@ -189,7 +202,7 @@ class ChunkedNegatives:
                 self._cosines.append(cos_NK)
             yield chunk, w_KD, cos_NK
 
-    def _product(self, chunk: _Chunk, w_KD: Tensor) -> Tensor:
+    def _product(self, chunk: Chunk, w_KD: Tensor) -> Tensor:
         if not len(self._inverse_R):
             self._inverse_R = self._unit_ND.new_empty(len(self._w_RD))
         norm_K = torch.linalg.vector_norm(w_KD, dim=1).clamp_min_(_SHORTEST)
@@ -199,7 +212,7 @@ class ChunkedNegatives:
             cos_NK = self._buffers.pushes(cos_NK, chunk.start, len(self._w_RD))
         return torch.mm(self._unit_ND, w_KD.T, out=cos_NK).div_(norm_K)
 
-    def _rounded(self, push_NK: Tensor, chunk: _Chunk) -> Tensor:
+    def _rounded(self, push_NK: Tensor, chunk: Chunk) -> Tensor:
         """As it is stored and multiplied."""
         if push_NK.dtype == self._gradient_dtype:
             return push_NK
@@ -230,7 +243,7 @@ class ChunkedNegatives:
         pushes: list[Tensor] = []
         for chunk, w_KD, cos_NK in self._walk(keep=False):
             of = self._logits(cos_NK, scale_N, negative, wants_map=wants_map)
-            peak_N, total_N, decay_N = _add_up(chunk, of.logit_NJ, peak_N, total_N)
+            peak_N, total_N, decay_N = self._add_up(chunk, of.logit_NJ, peak_N, total_N)
             if mapped_N is not None and of.mapped_NJ is not None:
                 mapped_N = mapped_N * decay_N + (of.logit_NJ * of.mapped_NJ).sum(1)
             if pull_ND is None and not self._pushes:
@@ -295,7 +308,7 @@ class ChunkedNegatives:
                 wide_KD = torch.mm(push_NK.T, scaled_ND).to(w_KD.dtype)
                 part_KD.copy_(_project(wide_KD, w_KD, self._inverse_R[chunk.start : chunk.stop]))
 
-    def _again(self, handed: Handed) -> Iterator[tuple[_Chunk, Tensor, Tensor]]:
+    def _again(self, handed: Handed) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """The pushes of each chunk, as they were stored or computed again from the last peak."""
         if handed.sums.pushes:
             for chunk, push_NK in zip(self._chunks, handed.sums.pushes, strict=True):
@@ -303,9 +316,8 @@ class ChunkedNegatives:
             return
         for chunk, w_KD, cos_NK in self._walk(keep=False):
             of = self._logits(cos_NK, handed.scale_N, handed.negative, wants_map=False)
-            of.logit_NJ[chunk.sample_n, chunk.column_n] = -torch.inf
-            exp_NJ = of.logit_NJ.sub_(handed.sums.peak_N[:, None]).exp_()
-            push_NK = of.backward(exp_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
+            pushed_NJ = self._push_of(chunk, of.logit_NJ, handed.sums.peak_N)
+            push_NK = of.backward(pushed_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
             yield chunk, w_KD, push_NK.to(self._gradient_dtype)
 
     def _own(self) -> tuple[Tensor, Tensor]:
@@ -323,15 +335,6 @@ class ChunkedNegatives:
         own_n, row_nM = self._own()
         cos_n = _nearest(unit_ND[own_n], w_RD.index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]))
         return self._shard.total(unit_ND.new_zeros(len(unit_ND)).index_copy_(0, own_n, cos_n))
-
-
-def _add_up(chunk: _Chunk, logit_NJ: Tensor, peak_N: Tensor, total_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """New peak, new sum, and what older sums are to be multiplied with; the logits become E, 0 for the targets."""
-    logit_NJ[chunk.sample_n, chunk.column_n] = -torch.inf
-    top_N = torch.maximum(peak_N, logit_NJ.amax(1))
-    decay_N = (peak_N - top_N).exp()
-    logit_NJ.sub_(top_N[:, None]).exp_()
-    return top_N, total_N * decay_N + logit_NJ.sum(1), decay_N
 
 
 def _unchanged(grad: Tensor) -> Tensor:

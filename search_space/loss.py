@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from search_space import functional as fn
 from search_space import parts
 from search_space.chunked import CHUNK_ROWS, ChunkedNegatives, GradientDtype, Memory
+from search_space.chunked_squares import ChunkedSquares
 from search_space.distributed import gathered
 from search_space.maps import Batch, DenseNegatives, NegativeMap, Negatives, column, make_negative_map, target_map
 from search_space.objectives import Logits, make_objective, softmax_objective
@@ -77,7 +78,7 @@ class Loss(nn.Module):
         buffers: Buffers | None = None,
         kernels: bool = False,
     ) -> Tensor:
-        """What `forward` gives, without a matrix of all cosines, for a softmax of the logits (`ChunkedNegatives`).
+        """What `forward` gives, without a matrix of all cosines, for a softmax of the logits and for P2SGrad.
 
         `memory` says whether backward finds exponentials N×C stored in place of the cosines, or computes them again;
         `gradient_dtype` of bfloat16 rounds the factors of the gradients' products; `buffers` keeps what this batch
@@ -86,7 +87,7 @@ class Loss(nn.Module):
         self._refuse_misfit(w_RD)
         with torch.autocast(device_type=x_ND.device.type, enabled=False):
             unit_ND, w_RD = F.normalize(x_ND.to(fn.wide(x_ND, w_RD))).contiguous(), w_RD.contiguous()
-            negatives = (TritonNegatives if kernels else ChunkedNegatives)(
+            negatives = negatives_of(self.spec, kernels=kernels)(
                 unit_ND,
                 w_RD,
                 label_N,
@@ -113,6 +114,8 @@ class Loss(nn.Module):
         All but the hyperspherical energy, which is of the class weights.
         """
         batch = self._batch(negatives, cos_y_N, label_N, norm_N, class_N)
+        if isinstance(negatives, ChunkedSquares):
+            return self.spec.weight * negatives.squared_error(cos_y_N) + self._penalty(batch)
         scale = self.scale(batch)
         target_N, negative = self._mapped(batch, scale)
         changes = not isinstance(self.spec.negative, parts.IdentityNegative)
@@ -199,6 +202,13 @@ class Loss(nn.Module):
         if isinstance(scale, parts.SoftNormScale):
             penalty = penalty + scale.strength * (batch.norm_N - scale.norm).abs()
         return penalty
+
+
+def negatives_of(spec: LossSpec, *, kernels: bool = False) -> type[ChunkedNegatives]:
+    """How the negatives of a loss are walked."""
+    if isinstance(spec.objective, parts.SquaredError):
+        return ChunkedSquares
+    return TritonNegatives if kernels else ChunkedNegatives
 
 
 def hyperspherical_energy(w_CD: Tensor, label_N: Tensor) -> Tensor:

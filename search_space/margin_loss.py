@@ -10,7 +10,7 @@ from torch import Tensor
 from search_space import parts, triton_head
 from search_space.chunked import GradientDtype, Memory
 from search_space.loss import Loss
-from search_space.spec import COSINE_OBJECTIVES, LossSpec
+from search_space.spec import LossSpec
 from search_space.step_buffers import Buffers
 
 Chosen = Literal["plain", "chunked", "triton"]
@@ -25,8 +25,8 @@ TRITON_ROWS = 16_384
 PLAIN_BYTES = 2**30
 """On other devices, where `chunked` was not timed, the plain form's matrices may have this size."""
 
-NOT_CHUNKED = (*COSINE_OBJECTIVES, parts.UniFace)
-"""Objectives that are no softmax of the logits."""
+NOT_CHUNKED = (parts.SphereFace2, parts.SFace, parts.UniFace)
+"""Objectives that are no softmax of the logits, P2SGrad's excepted."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +51,15 @@ def margin_loss(
         negative_NC = (s * n(cos_NC)).scatter(1, label_N[:, None], -inf)
         loss_N = F.softplus(negative_NC.logsumexp(1) - s * f(cos_NC.gather(1, label_N[:, None]).squeeze(1)))
 
-    `plain` computes it so, `chunked` without a matrix of cosines, a normalised copy of the class weights or a gradient
-    of either (`search_space.chunked`), `triton` so too, by kernels on a GPU (`search_space.triton_head`). What `triton`
-    cannot run falls back to `chunked`, what that cannot run to `plain`. `auto` chooses by device and shape. What was
-    chosen and why is logged once. Under `torch.compile`, `auto` is `plain`, which traces into one graph.
+    `plain` computes it so. `chunked` does without a matrix of cosines, a normalised copy of the class weights or a
+    gradient of either (`search_space.chunked`), and takes P2SGrad too. So does `triton`, by kernels on a GPU
+    (`search_space.triton_head`). What `triton` cannot run falls back to `chunked`, what that cannot run to `plain`.
+    `auto` chooses by device and shape. What was chosen and why is logged once. Under `torch.compile`, `auto` is
+    `plain`, which traces into one graph.
 
     The rest is for `chunked` and `triton`. With `memory` `store` N×C numbers are kept for backward, `recompute` takes a
     third more arithmetic in their place (no slower where N > D). `gradient_dtype` of bfloat16 keeps these numbers, and
-    multiplies them for the gradients, in bfloat16: gradients are off by some 3e-3 of their norm, the loss by nothing.
+    multiplies them for the gradients, in bfloat16: off by 5e-3 of their norm at most; the loss stays as it is.
     `buffers` keeps what a step allocates for the next one.
 
     Raises ValueError for `triton` without Triton, a GPU of compute capability 8.0, or for float64.

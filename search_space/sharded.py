@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.chunked import ChunkedNegatives, Memory
+from search_space.chunked import Memory
 from search_space.distributed import Shard, gathered_parts, rank, whole_batch, world_size
-from search_space.loss import build
+from search_space.loss import build, negatives_of
 from search_space.margin_loss import NOT_CHUNKED
 from search_space.spec import LossSpec
 
@@ -79,7 +79,7 @@ class ShardedMarginHead(nn.Module):
             x_ND, label_N = self._global(embeddings_nD, labels_n)
             w_RD, column_N, shard = self._taking_part(label_N)
             unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
-            negatives = ChunkedNegatives(
+            negatives = negatives_of(self._spec)(
                 unit_ND, w_RD, column_N, centers=self._spec.centers, memory=self._memory, shard=shard
             )
             cos_y_N = negatives.targets(unit_ND, w_RD)

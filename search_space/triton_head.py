@@ -35,7 +35,9 @@ _PROGRAMS = 256
 
 
 def unsupported(spec: LossSpec, dim: int) -> str | None:
-    """Why the kernels cannot run a loss that is a softmax of its logits, None where they can."""
+    """Why the kernels cannot run a loss that chunks can, None where they can."""
+    if isinstance(spec.objective, parts.SquaredError):
+        return "the kernels compute exponentials, not squares"
     if not isinstance(spec.negative, parts.IdentityNegative):
         return f"the kernels change no negatives, as '{spec.negative.kind}' does"
     if spec.centers > 1:

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_space import Loss, LossSpec, build, catalog, parts
-from search_space.spec import COSINE_OBJECTIVES
+from search_space.margin_loss import NOT_CHUNKED
 
 CLASSES = 23
 
-SOFTMAX = tuple(
-    name for name in catalog.NAMES if not isinstance(catalog.get(name).objective, (*COSINE_OBJECTIVES, parts.UniFace))
-)
-SPECS = {name: catalog.get(name) for name in SOFTMAX} | {
+CHUNKED = tuple(name for name in catalog.NAMES if not isinstance(catalog.get(name).objective, NOT_CHUNKED))
+SPECS = {name: catalog.get(name) for name in CHUNKED} | {
     "arcface under feature norms": catalog.arcface().replace(scale=parts.FeatureNormScale()),
     "bins under feature norms": catalog.modulating_bins().replace(scale=parts.SoftNormScale()),
     "bins with hard negatives": catalog.mv_am().replace(
@@ -27,6 +25,7 @@ SPECS = {name: catalog.get(name) for name in SOFTMAX} | {
     "curricular under adacos": catalog.curricularface().replace(scale=parts.AdaCosScale()),
     "npcface of three centers": catalog.npcface().replace(centers=3),
     "mv of three centers under adacos": catalog.mv_arc().replace(centers=3, scale=parts.AdaCosScale()),
+    "p2sgrad of three centers": catalog.p2sgrad().replace(centers=3),
     "symbolic": LossSpec(
         target=parts.SymbolicTarget(f=["*", "c", 0.9]),
         negative=parts.SymbolicNegative(n=["*", "c", ["+", "c_y", 1.5]]),

@@ -1,4 +1,4 @@
-"""`Loss.chunked` gives what `Loss.forward` gives, for every loss that is a softmax of its logits.
+"""`Loss.chunked` gives what `Loss.forward` gives, for every loss that is a softmax of its logits, and P2SGrad.
 
 Shapes: N batch, C classes, R rows of class weights, D embedding.
 """
@@ -19,7 +19,7 @@ from search_space import Loss, LossSpec, MarginHead, catalog, margin_loss
 from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
 from search_space.margin_loss import _say_once, chosen_implementation
 from search_space.step_buffers import Buffers
-from tests.search_space.head_cases import CLASSES, SOFTMAX, SPECS, answers, at_scale, built, errors, float32_batch
+from tests.search_space.head_cases import CHUNKED, CLASSES, SPECS, answers, at_scale, built, errors, float32_batch
 
 DIM = 8
 
@@ -99,7 +99,7 @@ def test_gradient_products_in_bfloat16_err_by_its_rounding_and_leave_the_loss_al
     """Half a unit in the last place is 2e-3; each factor is rounded, and on a CPU the product."""
     loss, *gradients = errors(SPECS[name], 300, 128, 20, memory=memory, gradient_dtype="bfloat16", chunk_rows=64)
     assert loss.is_at_most_twice_the_plain()
-    assert all(1e-4 * error.size < error.ours < 4e-3 * error.size for error in gradients), gradients
+    assert all(1e-4 * error.size < error.ours < 5e-3 * error.size for error in gradients), gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -160,7 +160,7 @@ def test_what_a_graph_held_is_freed_by_its_backward_and_with_the_graph() -> None
         gc.disable()
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("search_space.loss.ChunkedNegatives", Watched)
+                patch.setattr("search_space.loss.negatives_of", lambda *_, **__: Watched)
                 loss_N = loss.chunked(x_ND, w_RD, label_N)
             if ends == "backward":
                 loss_N.sum().backward()  # type: ignore[no-untyped-call]
@@ -305,14 +305,14 @@ def test_auto_is_plain_for_few_classes_bit_for_bit_and_chunked_for_many(name: st
         spec = catalog.get(name)
         x_ND, w_RD, label_N = float32_batch(spec, classes, 4, 20)
         chosen, _ = chosen_implementation(spec, "auto", x_ND, w_RD)
-        assert chosen == ("chunked" if name in SOFTMAX and classes * spec.centers >= 4096 else "plain")
+        assert chosen == ("chunked" if name in CHUNKED and classes * spec.centers >= 4096 else "plain")
         got = margin_loss(built(spec, classes), x_ND, w_RD, label_N)
         loss = built(spec, classes)
         wanted = loss(x_ND, w_RD, label_N) if chosen == "plain" else loss.chunked(x_ND, w_RD, label_N)
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in catalog.NAMES if name not in SOFTMAX])
+@pytest.mark.parametrize("name", [name for name in catalog.NAMES if name not in CHUNKED])
 def test_what_chunks_cannot_run_falls_back_and_says_so_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
     _say_once.cache_clear()
     head = MarginHead(catalog.get(name), 10, DIM, impl="chunked")

@@ -32,6 +32,7 @@ CASES: dict[str, LossSpec] = {
         "modulating_bins",
         "mv_am",
         "npcface",
+        "p2sgrad",
         "softmax",
         "sphereface_r_sfn",
         "subcenter_arcface",
@@ -168,11 +169,11 @@ def first_class_of_five(own: int, step: int, _: int, classes: int) -> int:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        (catalog.p2sgrad(), "objective 'p2sgrad' is no softmax of the logits and cannot be sharded"),
+        (catalog.sface(), "objective 'sface' is no softmax of the logits and cannot be sharded"),
         (catalog.uniface(), "objective 'uniface' is no softmax of the logits and cannot be sharded"),
         (catalog.softmax().replace(regularizer=EnergyRegularizer()), "regularizer 'hyperspherical_energy' needs all"),
     ],
-    ids=["p2sgrad", "uniface", "energy"],
+    ids=["sface", "uniface", "energy"],
 )
 def test_what_needs_all_classes_in_one_place_is_refused(spec: LossSpec, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
