@@ -1,8 +1,8 @@
 """How a proxy model is trained and scored: everything but the loss, the data, the seed and the hardware."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from search_space.frozen import FrozenModel, Real
 
@@ -40,6 +40,17 @@ class Augmentation(FrozenModel):
     """Translation as a share of the image's side."""
 
 
+class Sampling(FrozenModel):
+    """Which training images an epoch shows. An epoch has as many images as the classes hold, after the cap."""
+
+    kind: Literal["shuffled", "balanced", "classes"] = "shuffled"
+    """`shuffled`: each image once. `balanced`: each class equally often (±1), the images of small ones repeatedly.
+    `classes`: each batch holds as many classes as fit, with `images_per_class` images of each (P×K)."""
+    images_per_class: Annotated[int, Field(ge=2, le=1024)] = 4
+    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    """A cap: so many different images of a class an epoch, drawn anew each epoch."""
+
+
 class Recipe(FrozenModel):
     """How a proxy model is trained (SGD with momentum) and what its reward is.
 
@@ -60,8 +71,18 @@ class Recipe(FrozenModel):
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
     horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
+    sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
     reward: RewardMetric = "tar_at_far_1e-3"
+
+    @model_validator(mode="after")
+    def _two_classes_a_batch(self) -> Self:
+        if self.sampling.kind == "classes" and self.batch_size < 2 * self.sampling.images_per_class:
+            raise ValueError(
+                f"batch_size must be at least twice sampling.images_per_class = {self.sampling.images_per_class}, "
+                f"but got {self.batch_size}"
+            )
+        return self
 
 
 class Numerics(FrozenModel):
