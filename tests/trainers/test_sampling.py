@@ -1,6 +1,7 @@
 """Which images an epoch shows under each way of sampling: counts, batches, and nothing but the generator decides."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from trainers.training import train
 
 COUNTS = [40, 3, 17, 9, 1, 30]
 LABELS = torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS))
-WAYS = [
+WAYS: list[dict[str, Any]] = [
     {"kind": "shuffled"},
     {"kind": "shuffled", "max_images_per_class": 8},
     {"kind": "balanced"},
@@ -34,7 +35,7 @@ def epoch(of: Recipe, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("sampling", WAYS)
-def test_the_generator_decides_everything_and_the_batches_are_full(sampling: dict[str, object]) -> None:
+def test_the_generator_decides_everything_and_the_batches_are_full(sampling: dict[str, Any]) -> None:
     of = recipe(**sampling)
     one, again, other = epoch(of), epoch(of), epoch(of, seed=1)
     assert torch.equal(one, again)
@@ -99,15 +100,13 @@ def test_a_batch_too_small_for_two_classes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("sampling", WAYS[1:])
-def test_training_stops_and_continues_without_a_difference_under_each(
-    sampling: dict[str, object], toy_task: Task
-) -> None:
+def test_training_stops_and_continues_without_a_difference_under_each(sampling: dict[str, Any], toy_task: Task) -> None:
     of = Recipe(width=4, embedding_dim=8, batch_size=16, horizon_epochs=2, sampling=Sampling.model_validate(sampling))
     schedule = LossSchedule.constant(catalog.softmax())
-    how = {"recipe": of, "numerics": Numerics(), "seed": 3}
-    whole, at_end = train(schedule, toy_task, epochs=2, **how)  # type: ignore[arg-type]
-    first, stopped = train(schedule, toy_task, epochs=1, **how)  # type: ignore[arg-type]
-    second, again = train(schedule, toy_task, epochs=2, start=stopped, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"recipe": of, "numerics": Numerics(), "seed": 3}
+    whole, at_end = train(schedule, toy_task, epochs=2, **how)
+    first, stopped = train(schedule, toy_task, epochs=1, **how)
+    second, again = train(schedule, toy_task, epochs=2, start=stopped, **how)
     assert first.history + second.history == whole.history
     np.testing.assert_array_equal(at_end, again)
     assert whole.images == 2 * epoch_steps(of, [16] * 12) * batch_images(of, [16] * 12)
