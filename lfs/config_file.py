@@ -35,7 +35,7 @@ from lfs.tracker_uri import anchored
 from search_space.frozen import FrozenModel
 from search_space.spaces import SPACES
 from trainers.data import DataConfig
-from trainers.recipe import Augmentation, Recipe
+from trainers.recipe import Augmentation, Recipe, Sampling
 
 
 class ConfigError(UserError):
@@ -169,6 +169,7 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
     "numerics": NumericsConfig,
     "recipe": Recipe,
     "recipe.augmentation": Augmentation,
+    "recipe.sampling": Sampling,
     "search.fixed_list": FixedListConfig,
     "search.fixed_list.losses": NamedLoss,
     "search.fixed_list.losses.recipe": Recipe,

@@ -1,4 +1,5 @@
-"""Random changes of training images, for a whole batch at once, on the images' device.
+"""Random changes of training images, for a whole batch at once, on the images' device: where things are.
+`trainers.looks` changes how they look.
 
 N batch, K colour channels, H×W image.
 """
@@ -9,15 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainers.looks import LOOK_DRAWS, LOOKS, change_looks
 from trainers.recipe import Augmentation
 
 
 def augment(images_NKHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flip, turn, scale and shift each float image at random. What lies outside an image repeats its border.
+    """Flip, turn, scale and shift each float image at random, then change how it looks. Images span [−1, 1].
 
-    All draws come from `generator` (on the CPU, so that every device sees the same ones). A batch takes the same
-    number of draws whatever is switched on.
+    What lies outside an image repeats its border. All draws come from `generator` (on the CPU, so that every device
+    sees the same ones). A batch takes the same number of draws whichever moves are switched on, and so many more
+    whichever looks are.
     """
+    moved_NKHW = _moved(images_NKHW, augmentation, generator)
+    if all(getattr(augmentation, look) == 0 for look in LOOKS):
+        return moved_NKHW
+    return change_looks(moved_NKHW, augmentation, torch.rand(len(images_NKHW), LOOK_DRAWS, generator=generator))
+
+
+def _moved(images_NKHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     draws_N5 = torch.rand(len(images_NKHW), 5, generator=generator).to(images_NKHW.device)
     if augmentation.flip:
         flipped_N = draws_N5[:, 0] < 0.5

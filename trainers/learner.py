@@ -15,6 +15,7 @@ from search_space.loss import carries_over
 from trainers import numerics as nm
 from trainers.networks import build_network
 from trainers.recipe import Numerics, Recipe
+from trainers.sampling import batch_images
 
 _LOSS = "loss."
 _VELOCITY = "velocity."
@@ -55,7 +56,7 @@ class Learner:
         weights_RD = torch.randn(rows, dim, generator=generator) / dim**0.5
         self._model = _Candidate(network, weights_RD, self._build_loss(spec)).to(device)
         if numerics.execution == "cuda_graph":
-            batch = min(recipe.batch_size, sum(class_counts))
+            batch = batch_images(recipe, class_counts)
             nm.capture(self._model.network, (batch, *image_shape), numerics, device)
         self._optimizer = self._make_optimizer()
 

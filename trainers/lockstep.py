@@ -18,6 +18,7 @@ from trainers.evaluation import as_float, on_device
 from trainers.learner import Learner
 from trainers.numerics import applied, fastest_in_turn
 from trainers.recipe import Execution, Numerics, Recipe
+from trainers.sampling import batch_images, epoch_steps
 from trainers.task import Task
 
 SIZES = (8, 4)
@@ -70,7 +71,7 @@ def probe_lockstep(
     else is left out, and the log says so.
     """
     plain = numerics.model_copy(update={"lockstep": 1, "execution": "eager"})
-    steps = max(1, len(task.train.labels) // recipe.batch_size)
+    steps = epoch_steps(recipe, task.train.class_counts())
     sizes = [size for size in SIZES if size <= room and _ROUNDS * (size + 1) <= _SHARE * steps * epochs][:1]
     eager = [plain.model_copy(update={"lockstep": size}) for size in (1, *sizes)]
     with applied(plain):
@@ -115,7 +116,7 @@ class _Lanes:
 
     def __init__(self, way: Numerics, task: Task, recipe: Recipe, device: str) -> None:
         self._recipe, self._device = recipe, torch.device(device)
-        size = min(recipe.batch_size, len(task.train.labels))
+        size = batch_images(recipe, task.train.class_counts())
         self._images = on_device(task.train.images[:size], self._device)
         self._labels = on_device(task.train.labels[:size], self._device)
         began = time.perf_counter()

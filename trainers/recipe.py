@@ -1,9 +1,10 @@
 """How a proxy model is trained and scored: everything but the loss, the data, the seed and the hardware."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from search_space.frozen import FrozenModel, Real
 
@@ -63,6 +64,53 @@ class Augmentation(FrozenModel):
     """Size factor drawn from [1 − scale, 1 + scale]."""
     shift: Annotated[Real, Field(ge=0, le=0.5)] = 0.08
     """Translation as a share of the image's side."""
+    downscale: Annotated[Real, Field(ge=0, le=0.9)] = 0.0
+    """The image is made smaller by up to this share of its side, and as large as before again."""
+    blur_pixels: Annotated[Real, Field(ge=0, le=16)] = 0.0
+    """The largest standard deviation of a Gaussian blur."""
+    colour: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Saturation factor drawn from [1 − colour, 1 + colour]; grey images have none."""
+    contrast: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Factor of the differences to the image's mean, drawn from [1 − contrast, 1 + contrast]."""
+    brightness: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """What is added to all pixels, up to this share of the range from black to white, either way."""
+    cutout: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Side of a square, up to this share of the image's, that is covered with the image's mean colour."""
+
+
+AUGMENTATIONS: Mapping[str, Augmentation] = {
+    "none": Augmentation(rotate_degrees=0, scale=0, shift=0),
+    "drawing": Augmentation(),
+    "drawing-strong": Augmentation(rotate_degrees=15, scale=0.2, shift=0.1, blur_pixels=0.8, cutout=0.3),
+    "photo": Augmentation(flip=True, rotate_degrees=5, scale=0.05, shift=0.04),
+    "photo-strong": Augmentation(
+        flip=True, rotate_degrees=10, scale=0.1, shift=0.08, colour=0.3, contrast=0.3, brightness=0.15, cutout=0.4
+    ),
+    "photo-low-quality": Augmentation(
+        flip=True,
+        rotate_degrees=5,
+        scale=0.05,
+        shift=0.04,
+        downscale=0.7,
+        blur_pixels=1.5,
+        contrast=0.3,
+        brightness=0.1,
+    ),
+    "spectrogram": Augmentation(rotate_degrees=0, scale=0, shift=0.05, contrast=0.2, brightness=0.1, cutout=0.3),
+}
+"""What may be named in place of a table. `drawing` and `photo` are the defaults of their kinds; the others were not
+tuned on any data."""
+
+
+class Sampling(FrozenModel):
+    """Which training images an epoch shows. An epoch has as many images as the classes hold, after the cap."""
+
+    kind: Literal["shuffled", "balanced", "classes"] = "shuffled"
+    """`shuffled`: each image once. `balanced`: each class equally often (±1), the images of small ones repeatedly.
+    `classes`: each batch holds as many classes as fit, with `images_per_class` images of each (P×K)."""
+    images_per_class: Annotated[int, Field(ge=2, le=1024)] = 4
+    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    """A cap: so many different images of a class an epoch, drawn anew each epoch."""
 
 
 class Recipe(NetworkRecipe):
@@ -82,8 +130,27 @@ class Recipe(NetworkRecipe):
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
     horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
+    sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
     reward: RewardMetric = "tar_at_far_1e-3"
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _named(cls, augmentation: object) -> object:
+        if not isinstance(augmentation, str):
+            return augmentation
+        if augmentation not in AUGMENTATIONS:
+            raise ValueError(f"must be a table or one of {', '.join(AUGMENTATIONS)}, but got '{augmentation}'")
+        return AUGMENTATIONS[augmentation]
+
+    @model_validator(mode="after")
+    def _two_classes_a_batch(self) -> Self:
+        if self.sampling.kind == "classes" and self.batch_size < 2 * self.sampling.images_per_class:
+            raise ValueError(
+                f"batch_size must be at least twice sampling.images_per_class = {self.sampling.images_per_class}, "
+                f"but got {self.batch_size}"
+            )
+        return self
 
 
 class Numerics(FrozenModel):

@@ -27,6 +27,7 @@ from trainers.numerics import applied
 from trainers.outcome import Outcome
 from trainers.random_streams import BATCHES, MARGINS, WEIGHTS, random_stream
 from trainers.recipe import Numerics, Recipe
+from trainers.sampling import epoch_batches, epoch_steps
 from trainers.task import LabelledImages, Task
 
 _CHECK_EVERY = 8
@@ -283,13 +284,14 @@ class _Batches:
 
     def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
         self._images, self._labels = on_device(data.images, device), on_device(data.labels, device)
-        self._size = min(recipe.batch_size, len(data.labels))
-        self._augmentation, self.seed, self.device = recipe.augmentation, seed, device
-        self.steps = len(data.labels) // self._size
+        self._label_N, self._class_counts = on_device(data.labels, torch.device("cpu")), data.class_counts()
+        self._recipe, self.seed, self.device = recipe, seed, device
+        self.steps = epoch_steps(recipe, self._class_counts)
 
     def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels of each batch; what does not fill a batch is left out."""
         generator = random_stream(self.seed, BATCHES, epoch)
-        order = torch.randperm(len(self._labels), generator=generator)[: self.steps * self._size]
-        for index in order.to(self.device).view(self.steps, self._size):
-            yield augment(as_float(self._images[index]), self._augmentation, generator), self._labels[index]
+        batches = epoch_batches(self._label_N, self._recipe, self._class_counts, generator)
+        for index in batches.to(self.device):
+            images_NKHW = augment(as_float(self._images[index]), self._recipe.augmentation, generator)
+            yield images_NKHW, self._labels[index]

@@ -38,9 +38,17 @@ CONFIGS = {
     "unknown key at the top": ("sed = 1", ["'sed'", "did you mean 'seed'?"]),
     "unknown key in a table": ("[search]\nbatc = 4", ["'search.batc'", "did you mean 'batch'?"]),
     "unknown key in the recipe": ("[recipe]\nwidht = 8", ["'recipe.widht'", "did you mean 'width'?"]),
+    "unknown name of an augmentation": (
+        '[recipe]\naugmentation = "photograph"',
+        ["recipe.augmentation", "must be a table or one of none, drawing", "got 'photograph'"],
+    ),
+    "sampling of classes in too small a batch": (
+        '[recipe]\nbatch_size = 6\nsampling = { kind = "classes" }',
+        ["recipe", "at least twice sampling.images_per_class = 4", "got 6"],
+    ),
     "unknown key in the augmentation": (
         "[recipe.augmentation]\nmirror = true",
-        ["'recipe.augmentation.mirror'", "known are flip, rotate_degrees, scale, shift"],
+        ["'recipe.augmentation.mirror'", "known are flip, rotate_degrees, scale, shift, downscale"],
     ),
     "unknown key in a baseline's recipe": (
         '[[baselines]]\nloss = "softmax"\nrecipe = {widht = 8}',
