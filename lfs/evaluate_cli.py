@@ -176,7 +176,12 @@ def _evaluated(path: Path, request: _Request) -> "tuple[dict[str, Evaluation], d
 
 
 def _group_of(images: "EmbeddingSet", request: _Request) -> "npt.NDArray[np.str_] | None":
-    return None if request.by is None else images.column(request.by, "--by asks for")
+    if request.by is None:
+        return None
+    group_N = images.column(request.by, "--by asks for")
+    if ALL in group_N:
+        raise UserError(f"--by {request.by}: a group of {images.name} is called '{ALL}', as everything is; rename it")
+    return group_N
 
 
 def _listed(images: "EmbeddingSet", request: _Request, path: Path) -> "Protocol":

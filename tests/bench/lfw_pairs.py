@@ -27,10 +27,11 @@ from trainers.image_cache import Colour, decode
 from trainers.image_source import ImageSource
 from trainers.lfw_protocol import FOLDS, PAIRS, draw_pairs
 from trainers.numerics import probe
+from trainers.pair_protocol import image_of, read_pair_list
 from trainers.presets import recipe_defaults
 from trainers.protocols.embedding_sets import EmbeddingSet
 from trainers.protocols.listed_pairs import ListedPairs, evaluate_listed_pairs, read_listed_pairs
-from trainers.recipe import Recipe
+from trainers.recipe import Numerics, Recipe
 from trainers.task import Task
 from trainers.training import train
 
@@ -39,13 +40,15 @@ SEEDS = (0, 1, 2)
 MEASURES = ("accuracy", "eer", "tar_at_far_1e-2")
 
 
-def embedded(source: ImageSource, names: list[str], task: Task, checkpoint: np.ndarray, recipe: Recipe) -> EmbeddingSet:
+def embedded(
+    source: ImageSource, names: list[str], task: Task, checkpoint: np.ndarray, recipe: Recipe, numerics: Numerics
+) -> EmbeddingSet:
     """Embeddings of these images, as large and as coloured as the network's own."""
     _, channels, image_size, _ = task.train.images.shape
     cache_dir = Path.home() / ".cache" / "lossearch-bench"
     colour: Colour = "grey" if channels == 1 else "rgb"
     images = np.array(decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir))
-    x_ND = embeddings(checkpoint, images, recipe=recipe, numerics=probe(task, recipe, threads=1))
+    x_ND = embeddings(checkpoint, images, recipe=recipe, numerics=numerics)
     return EmbeddingSet(name=str(source.path), embeddings_ND=x_ND, columns={"paths": np.array(names)})
 
 
@@ -76,6 +79,8 @@ def main() -> None:
         recipe = recipe.model_copy(update={"horizon_epochs": given.epochs})
     numerics = probe(task, recipe, threads=1)
     lfw, orl = open_images(root / "lfw112"), open_images(root / "orl")
+    known, listed = image_of(lfw), [read_pair_list(root / "lfw112" / name) for name in LISTS]
+    wanted = sorted({known[image] for pairs in listed for image in (*pairs.first, *pairs.second)})
     for seed in given.seed or SEEDS:
         for loss in given.loss or LOSSES:
             schedule = LossSchedule.constant(LOSSES[loss])
@@ -86,10 +91,10 @@ def main() -> None:
                 raise RuntimeError(outcome.error)
             content: dict[str, object] = {"loss": loss, "seed": seed, "epochs": recipe.horizon_epochs}
             content["recipe"] = recipe.model_dump(mode="json")
-            images = embedded(lfw, lfw.names(lfw.files), task, checkpoint, recipe)
+            images = embedded(lfw, wanted, task, checkpoint, recipe, numerics)
             for name in LISTS:
                 content[f"lfw112 {name}"] = judged(images, read_listed_pairs(root / "lfw112" / name, images))
-            unseen = embedded(orl, orl.names(sorted(orl.files)), task, checkpoint, recipe)
+            unseen = embedded(orl, orl.names(sorted(orl.files)), task, checkpoint, recipe, numerics)
             content["orl"] = judged(unseen, drawn_pairs(orl))
             content["train_seconds"] = round(outcome.seconds, 1)
             print(json.dumps(append_row("lfw_pairs", content)), flush=True)

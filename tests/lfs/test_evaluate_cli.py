@@ -26,7 +26,9 @@ def faces(here: Path) -> Path:
     centres = rng.standard_normal((60, 8))
     x_ND = (centres[label_N] + 0.7 * rng.standard_normal((300, 8))).astype(np.float32)
     path = here / "faces.npz"
-    np.savez(path, embeddings=x_ND, labels=label_N, race=np.array(["a", "b"])[label_N % 2])
+    half_N = label_N % 2
+    race_N, kind_N = np.array(["a", "b"])[half_N], np.array(["all", "some"])[half_N]
+    np.savez(path, embeddings=x_ND, labels=label_N, race=race_N, kind=kind_N)
     np.savez(here / "strangers.npz", embeddings=rng.standard_normal((500, 8)).astype(np.float32))
     return path
 
@@ -139,6 +141,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "rate": (["faces.npz", "--far", "1"], ["--far must lie between 0 and 1", "got 1"]),
     "device": (["faces.npz", "--device", "abacus"], ["--device must be one of cpu", "'abacus'"]),
     "column": (["faces.npz", "--by", "sex"], ["no array 'sex'", "it has embeddings, labels, race"]),
+    "group": (["faces.npz", "--by", "kind"], ["--by kind", "a group of faces.npz is called 'all'"]),
     "list": (["faces.npz", "--pairs", "p.csv"], ["p.csv cannot be read"]),
     "no labels": (["strangers.npz"], ["strangers.npz has no array 'labels'"]),
     "name": (["faces.npz", "--gallery", "names.txt"], ["names.txt names '300'", "numbered from 0"]),
