@@ -29,6 +29,7 @@ Target = Annotated[Path, typer.Argument(metavar="DST", help="What to write, in t
 FORMATS = ("folder", "huggingface", "list", "npz", "parquet", "recordio", "tar", "webdataset", "zip")
 """What `convert` writes; a test holds that they are all that can be written."""
 
+_DOUBTS_SHOWN = 50
 _SHOWN = 10
 """How many suspicious images and duplicates `info` names."""
 
@@ -178,8 +179,20 @@ def split(
 
 
 @data_app.command()
-def check(path: Source) -> None:
-    """Images that are there twice, byte for byte or nearly, within and across splits; exit code 1 if across."""
+def check(
+    path: Source,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Doubt labels by what this run's winner takes for alike.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Doubt labels by embeddings, with labels and paths.")
+    ] = None,
+    neighbours: Annotated[int, typer.Option(min=1, max=1000, help="Nearest images that vote on a label.")] = 5,
+) -> None:
+    """Images that are there twice, byte for byte or nearly, within and across splits; exit code 1 if across.
+
+    With --checkpoint or --embeddings also images most of whose nearest neighbours carry another label.
+    """
     from trainers.formats.opening import open_images
     from trainers.image_source import SPLITS
     from trainers.repeats import between_splits, repeats
@@ -202,8 +215,32 @@ def check(path: Source) -> None:
     _show_some(damaged)
     out.print(f"images of one split that are in another: {len(across):,}")
     _show_some([f"{repeat.first} = {repeat.second} ({repeat.kind})" for repeat in across])
+    if checkpoint is not None or embeddings is not None:
+        _show_doubts(opened, checkpoint, embeddings, neighbours)
     if across:
         raise typer.Exit(1)
+
+
+def _show_doubts(source: "ImageSource", run: Path | None, file: Path | None, neighbours: int) -> None:
+    from lfs.reading_bar import reading
+    from lfs.run_embeddings import embedded_by_winner
+    from trainers.label_doubts import label_doubts, read_embeddings
+
+    with _refusals(), reading(out) as on_decoded:
+        if file is not None:
+            embedded = read_embeddings(file)
+        elif run is not None:
+            embedded = embedded_by_winner(source, run, on_decoded=on_decoded)
+        doubts = label_doubts(embedded, neighbours=neighbours)
+    out.print(f"images whose label looks wrong: {len(doubts):,} of {len(embedded.names):,}")
+    table = Table("image", "label", "neighbours say", "votes", "cosine", "cosine to its own", box=None, pad_edge=False)
+    for doubt in doubts[:_DOUBTS_SHOWN]:
+        cosines = (f"{doubt.similarity:.3f}", f"{doubt.own_similarity:.3f}")
+        table.add_row(doubt.name, doubt.label, doubt.other, f"{doubt.votes}/{neighbours}", *cosines)
+    if doubts:
+        out.print(table)
+    if len(doubts) > _DOUBTS_SHOWN:
+        out.print(f"  and {len(doubts) - _DOUBTS_SHOWN:,} more")
 
 
 @contextlib.contextmanager

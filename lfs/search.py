@@ -56,7 +56,7 @@ def search(
     Raises `JournalError` when the journal cannot be replayed, `SearchStoppedError` when trials keep failing alike, or
     at the end when there is no winner because candidates were rejected before training.
     """
-    loop = _Loop(controller, executor, journal, checkpoints, preflight, clock or Clock(), on_event)
+    loop = _Loop(controller, executor, journal, checkpoints, choose, preflight, clock or Clock(), on_event)
     finished = loop.replay()
     if finished is not None:
         return finished
@@ -140,6 +140,7 @@ class _Loop:
         executor: Executor,
         journal: Journal,
         checkpoints: CheckpointStore,
+        choose: Choose,
         preflight: Preflight | None,
         clock: Clock,
         on_event: Callable[[Event], None],
@@ -148,6 +149,7 @@ class _Loop:
         self._executor = executor
         self._journal = journal
         self._checkpoints = checkpoints
+        self._choose = choose
         self._preflight = preflight
         self._clock = clock
         self._on_event = on_event
@@ -297,7 +299,9 @@ class _Loop:
         self.record(Told(trial=trial.number, outcome=outcome))
         self.told[trial.number] = outcome
         self._controller.tell(trial, outcome)
-        wanted = [*sorted(self._controller.live()), trial.number, *self._best(3)]
+        winner = self._choose(self.asked, self.told)  # so far: one that is beaten never wins again
+        winners = [] if winner is None else [winner]
+        wanted = [*sorted(self._controller.live()), trial.number, *winners, *self._best(3)]
         self._checkpoints.keep_only(map(self._verdicts.holder, wanted))
 
     def _best(self, count: int) -> list[int]:

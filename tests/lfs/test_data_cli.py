@@ -1,10 +1,12 @@
 """`lossearch data` from end to end: what it says, what it writes, and what it refuses."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lfs.data_cli import FORMATS
@@ -209,3 +211,21 @@ def test_a_search_names_the_damaged_images_that_it_leaves_out(here: Path) -> Non
     assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)" in done.out
     started = read_events(here / "space/runs/mine" / FILE_NAME)[0][0]
     assert started.data["damaged_images"] == 1  # type: ignore[union-attr]
+
+
+def test_check_doubts_labels_by_a_runs_winner_or_by_given_embeddings(
+    finished_search: tuple[Path, Result], shapes: Path, here: Path
+) -> None:
+    done = lossearch("data", "check", shapes, "--checkpoint", finished_search[0])
+    assert done.code in (0, 1), done.err
+    assert re.search(r"images whose label looks wrong: \d+ of 96\n", done.out)
+    names = open_images(shapes).names(open_images(shapes).files)
+    numbers = [int(name.split("/")[1].removeprefix("shape")) for name in names]
+    labels = [f"shape{number:02d}" for number in numbers]
+    labels[8] = "shape05"
+    np.savez("x.npz", embeddings=np.eye(16)[numbers], labels=np.array(labels), paths=np.array(names))
+    done = lossearch("data", "check", shapes, "--embeddings", "x.npz")
+    assert "images whose label looks wrong: 1 of 96\n" in done.out
+    assert [names[8], "shape05", "shape01", "5/5", "1.000", "0.000"] in rows(done.out)
+    refused(lossearch("data", "check", shapes, "--embeddings", "y.npz"), "y.npz is no .npz")
+    refused(lossearch("data", "check", shapes, "--checkpoint", here), "journal")
