@@ -38,6 +38,10 @@ class CheckpointStore:
             return None
         return checkpoint if checkpoint.size else None
 
+    def latest(self) -> int | None:
+        """The highest number that there is."""
+        return max((int(path.stem) for path in self._folder.glob("*.safetensors")), default=None)
+
     def keep_only(self, numbers: Iterable[int]) -> None:
         """Delete all but `numbers`; of these, the last ones where they exceed the budget together."""
         room = self._budget_bytes

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,12 +16,13 @@ from lfs.data_cli import data_app
 from lfs.errors import UserError
 from lfs.evaluate_cli import evaluate_command
 from lfs.methods import METHODS
+from lfs.session import INTERRUPTED, STOPPED, Interrupted, signals, tracked
+from lfs.train_cli import embed, train
 
 if TYPE_CHECKING:
     from lfs.comparison import Comparison
     from lfs.journal import Event
     from lfs.launch import Plan
-    from lfs.tracker import Tracker
     from search_space import LossSpec
     from search_space.catalog import Value
     from trainers.protocols.groups import Spread
@@ -37,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(train)
+app.command()(embed)
 out = Console(highlight=False, markup=False)
 err = Console(highlight=False, markup=False, stderr=True)
 
@@ -44,16 +45,8 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a search
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one config value.")]
 
 DEFAULT_WORKSPACE = Path("lossearch")
-INTERRUPTED = 130
-STOPPED = 1
 _SHOWN = 10
 """How many damaged images are named."""
-TRACKER_SECONDS = 60.0
-"""How long the end of a search waits for MLflow; `lossearch sync` writes the rest."""
-
-
-class _InterruptedError(KeyboardInterrupt):
-    """SIGINT or SIGTERM."""
 
 
 @app.command()
@@ -106,7 +99,7 @@ def _run(planned: "Plan") -> None:
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
     out.print(f"run: {run_dir}", soft_wrap=True)
     _name_damaged(planned.task.damaged)
-    with _signals(), _tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
+    with signals(), tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
         try:
             with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:
 
@@ -121,7 +114,7 @@ def _run(planned: "Plan") -> None:
                     "lossearch: no trial of the search reached the horizon, so there is no winner", soft_wrap=True
                 )
                 raise typer.Exit(STOPPED)
-        except _InterruptedError:
+        except Interrupted:
             begun = (run_dir / FILE_NAME).exists()
             what = f"go on with: lossearch resume {run_dir}" if begun else "nothing was begun"
             out.print(f"interrupted; {what}", soft_wrap=True)
@@ -129,41 +122,6 @@ def _run(planned: "Plan") -> None:
         except SearchStoppedError as error:
             err.print(f"lossearch: {error}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `_InterruptedError` once; what follows is ignored while the search is put away."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        raise _InterruptedError
-
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-@contextlib.contextmanager
-def _tracked(tracker: "Tracker | None") -> Iterator[Callable[[], None]]:
-    """Yields what starts the tracker: not before the journal is ours and has an event."""
-    started = False
-
-    def start() -> None:
-        nonlocal started
-        if tracker is not None and not started:
-            tracker.start()
-            started = True
-
-    try:
-        yield start
-    finally:
-        if tracker is not None and started and (unwritten := tracker.stop(TRACKER_SECONDS)):
-            err.print(unwritten, soft_wrap=True)
 
 
 def _name_damaged(names: Sequence[str]) -> None:
@@ -259,7 +217,7 @@ def _compare(prepared: "Comparison", launch: "Plan") -> None:
     out.print(f"comparison: {prepared.folder}", soft_wrap=True)
     run_dir, tracking = prepared.folder.parent.parent, launch.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
-    with _signals(), _tracked(None if uri is None else Tracker(prepared.folder, uri)) as start_tracking:
+    with signals(), tracked(None if uri is None else Tracker(prepared.folder, uri)) as start_tracking:
         try:
             with Progress(out, epochs=prepared.plan.epochs, metric=launch.recipe.reward) as progress:
 
@@ -269,7 +227,7 @@ def _compare(prepared: "Comparison", launch: "Plan") -> None:
 
                 run_comparison(prepared, launch, on_event=on_event)
             _show_comparison(prepared.folder)
-        except _InterruptedError:
+        except Interrupted:
             out.print(f"interrupted; go on with: lossearch compare {run_dir}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except SearchStoppedError as error:
@@ -332,7 +290,7 @@ def dashboard(
         uri = resolve_uri(None, DEFAULT_WORKSPACE.absolute())
     else:
         runs, uri = [run.absolute()], _tracking_uri(run.absolute(), None)
-    with _signals(), contextlib.suppress(_InterruptedError):
+    with signals(), contextlib.suppress(Interrupted):
         with out.status("starting the MLflow page"):
             page = serve(uri, port=port)
         with page:

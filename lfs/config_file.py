@@ -50,6 +50,15 @@ def load_config(
     A named `method` lies beneath the file. `data.path` in the file resolves against the file's folder. Raises
     `ConfigError`.
     """
+    values = read_values(path, overrides, data_path=data_path, method=method)
+    _fill_discriminators(values)
+    return validated(values)
+
+
+def read_values(
+    path: Path | None, overrides: Sequence[str] = (), *, data_path: Path | None = None, method: str | None = None
+) -> dict[str, Any]:
+    """What `load_config` validates, before it does: tables of plain values, their paths absolute."""
     values = {} if path is None else _read_toml(path)
     if method is not None:
         _lay_beneath(values, method)
@@ -64,8 +73,7 @@ def load_config(
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("path"), str):
         data["path"] = str(Path(data["path"]).expanduser().absolute())
-    _fill_discriminators(values)
-    return validated(values)
+    return values
 
 
 def _lay_beneath(values: dict[str, Any], method: str) -> None:
@@ -188,14 +196,17 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
 """The tables of a config by pydantic's location of them."""
 
 
-def sentence(error: ValidationError, values: object) -> str:
-    """The first complaint of a validation as one sentence: the key, what is right, and what it was."""
+def sentence(error: ValidationError, values: object, tables: Mapping[str, type[FrozenModel]] = _TABLES) -> str:
+    """The first complaint of a validation as one sentence: the key, what is right, and what it was.
+
+    `tables` are those of the config by pydantic's location of them.
+    """
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "finite_number"), errors[0])  # NaN is no 'text' either
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     keys, rest, inside = _split(first["loc"], values)
     if kind == "extra_forbidden":
-        return _unknown_key(first["loc"], keys)
+        return _unknown_key(first["loc"], keys, tables)
     if kind == "missing" and isinstance(inside, Mapping):
         return f"the config lacks '{'.'.join([*keys, *map(str, rest)])}'"
     if kind == "value_error":
@@ -228,9 +239,9 @@ def _split(location: Sequence[int | str], values: object) -> tuple[list[str], Se
     return keys, (), values
 
 
-def _unknown_key(location: Sequence[int | str], keys: Sequence[str]) -> str:
+def _unknown_key(location: Sequence[int | str], keys: Sequence[str], tables: Mapping[str, type[FrozenModel]]) -> str:
     *table, key = [part for part in location if isinstance(part, str)]
-    known = list(_TABLES[".".join(table)].model_fields)
+    known = list(tables[".".join(table)].model_fields)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
     return f"unknown key '{'.'.join(keys)}' in the config; {hint}"

@@ -25,6 +25,8 @@ from trainers.outcome import Outcome
 SCHEMA = 1
 FILE_NAME = "journal.jsonl"
 LOCK_NAME = "journal.lock"
+TRAINING = "training"
+"""The key of a `Started` event's config by which a full training is known from a search."""
 
 
 class JournalError(UserError):
@@ -176,8 +178,28 @@ class Scored(_Event):
     """Another file there: the error curve with its thresholds and its moves, and histograms of the cosines."""
 
 
+class Trained(_Event):
+    """An epoch (1-based) of a full training is done; `metrics` as in `trainers.full_training.Row`. The first counts."""
+
+    event: Literal["trained"] = "trained"
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+class Completed(_Event):
+    """A full training is over: `files` were written into its folder, or there is an `error` and no network.
+
+    `remarks` are sentences on what is odd about the network (it did not learn) or its files (no ONNX).
+    """
+
+    event: Literal["completed"] = "completed"
+    files: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    error: str | None = None
+
+
 Event = Annotated[
-    Started | Asked | Examined | Retried | Rebuilt | Told | Resumed | Finished | Opened | Scored,
+    Started | Asked | Examined | Retried | Rebuilt | Told | Resumed | Finished | Opened | Scored | Trained | Completed,
     Field(discriminator="event"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)

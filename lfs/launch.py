@@ -19,6 +19,7 @@ from lfs.journal import (
     FILE_NAME,
     LOCK_NAME,
     SCHEMA,
+    TRAINING,
     Event,
     Finished,
     Journal,
@@ -65,16 +66,16 @@ def runs_of(workspace: Path) -> list[Path]:
 def resolved_recipe(config: RunConfig, task: Task) -> Recipe:
     """The preset of the data with the config's fields on top."""
     defaults = recipe_defaults(task.kind, embedded=config.data.path is None)
-    return Recipe.model_validate(_laid_over(defaults, config.recipe))
+    return Recipe.model_validate(laid_over(defaults, config.recipe))
 
 
-def _laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+def laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
     """`above` where it says something, else `below`; tables inside are merged likewise."""
     merged = {**below, **above}
     for key, value in above.items():
         inner = below.get(key)
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            merged[key] = _laid_over(inner, value)
+            merged[key] = laid_over(inner, value)
     return merged
 
 
@@ -118,6 +119,8 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnD
     Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
     """
     started, events = read_search(run_dir)
+    if TRAINING in started.config:
+        raise ConfigError(f"{run_dir} holds a training, not a search; go on with: lossearch train --resume {run_dir}")
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")

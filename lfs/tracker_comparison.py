@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from lfs.comparison import FOLDER, KEY, ComparisonPlan, plan_of
-from lfs.journal import FILE_NAME, Event, JournalError, Opened, Scored, Started, Told, read_events
+from lfs.journal import FILE_NAME, TRAINING, Event, JournalError, Opened, Scored, Started, Told, read_events
 from lfs.tracker_records import TAG_CHARACTERS, Point, SearchRecord, State, TrialRecord
+from lfs.tracker_training import FullTrainingRecord
 from lfs.trial import Trial
 
 
@@ -147,6 +148,8 @@ def begin_record(events: Sequence[Event], path: Path) -> SearchRecord:
     """An empty record of the search or comparison that the first of these events starts. Raises `JournalError`."""
     if not events or not isinstance(events[0], Started):
         raise JournalError(f"{path} does not begin with a 'started' event; give the folder of a search run")
+    if TRAINING in events[0].config:
+        return FullTrainingRecord(events[0])
     if KEY in events[0].config:
         return ComparisonRecord(events[0], plan_of(events, path.parent))
     return SearchRecord(events[0])

@@ -59,21 +59,25 @@ class FullTraining:
         self._seed, self._milestones, self._pairs = seed, milestones, pairs
         self._device = torch.device(device)
         self._flip = recipe.augmentation.flip if milestones.flip is None else milestones.flip
+        self.refuse_misfit(recipe, task)
         self._steps = len(task.train.labels) // recipe.batch_size
-        if not self._steps:
-            raise ValueError(
-                f"batch_size must be at most the {len(task.train.labels)} training images, but got {recipe.batch_size}"
-            )
-        part, seen = recipe.batch_size // recipe.accumulation, max(2, round(recipe.sample_rate * task.train.classes))
-        if recipe.sample_rate < 1 and seen < part:
-            raise ValueError(
-                f"sample_rate={recipe.sample_rate} leaves {seen} classes, fewer than the {part} images "
-                "that the loss sees at once; raise it, or accumulation"
-            )
         self.step, self.total_steps = 0, recipe.epochs * self._steps
         self._total = torch.zeros((), dtype=torch.float64, device=self._device)
         self._rate, self._evaluator = full_rate_of(recipe, self._steps), Evaluator(task, self._device)
         self._learner = self._new_learner(0)
+
+    @staticmethod
+    def refuse_misfit(recipe: FullRecipe, task: Task) -> None:
+        """Raises `ValueError` where the recipe cannot train on the task."""
+        images, part = len(task.train.labels), recipe.batch_size // recipe.accumulation
+        if images < recipe.batch_size:
+            raise ValueError(f"batch_size must be at most the {images} training images, but got {recipe.batch_size}")
+        seen = max(2, round(recipe.sample_rate * task.train.classes))
+        if recipe.sample_rate < 1 and seen < part:
+            raise ValueError(
+                f"sample_rate={recipe.sample_rate} leaves {seen} classes, fewer than the {part} images that the loss "
+                "sees at once; raise it, or accumulation"
+            )
 
     def _new_learner(self, epoch: int) -> FullLearner:
         channels, height, width = self._task.train.images.shape[1:]

@@ -5,7 +5,6 @@ P pairs, D embedding, K colour channels, H×W image.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.evaluation import Diverged, in_batches, on_device
-from trainers.formats.pair_sets import PairSet, read_pairs
+from trainers.formats.pair_sets import PairSet
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError
 from trainers.pair_protocol import accuracy_by_fold
@@ -28,14 +27,6 @@ class PairImages:
 
     images: npt.NDArray[np.uint8]
     genuine_P: npt.NDArray[np.bool_]
-
-
-def read_pair_images(path: Path, image_shape: tuple[int, int, int]) -> PairImages:
-    """The pairs of a `.bin` file as large and as coloured as `image_shape` (channels, height, width).
-
-    Raises `DataError`.
-    """
-    return decoded_pairs(read_pairs(path), str(path), image_shape)
 
 
 def decoded_pairs(pairs: PairSet, name: str, image_shape: tuple[int, int, int]) -> PairImages:

@@ -17,6 +17,8 @@ COMMANDS = {
     "search": ["--set", "--method", "--data", "--run"],
     "resume": ["RUN", "--set"],
     "compare": ["RUN", "--seeds", "--baseline", "--no-tune", "--equal-compute", "--again", "--set"],
+    "train": ["[TRAIN.TOML]", "--set", "--data", "--loss", "--network", "--pairs", "--out", "--resume"],
+    "embed": ["NETWORK_DIR", "DATA", "OUT.npz", "--split"],
     "report": ["RUN"],
     "sync": ["RUN", "--uri"],
     "dashboard": ["[RUN]", "--port"],

@@ -1,0 +1,86 @@
+"""`TrainConfig`: everything a full training is told, and how it is read from a TOML file and a few `--set`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from lfs.config import TrackingConfig
+from lfs.config_file import ConfigError, read_values, sentence
+from lfs.found_loss import LossChoice
+from search_space.frozen import FrozenModel
+from trainers.data import DataConfig
+from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
+from trainers.recipe import Augmentation
+
+
+class TrainConfig(FrozenModel):
+    """One full training; `data` and `tracking` are those of a search."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    data: DataConfig = DataConfig()
+    loss: LossChoice
+    recipe: Mapping[str, Any] = {}
+    """The fields of `FullRecipe` that differ from its defaults; the augmentation's are those of the kind of data."""
+    numerics: FullNumerics = FullNumerics()
+    milestones: Milestones = Milestones()
+    pairs: tuple[Path, ...] = ()
+    """Verification sets (`.bin`) that the network is scored on along the way."""
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+        FullRecipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
+        return recipe
+
+
+_TABLES: Mapping[str, type[FrozenModel]] = {
+    "": TrainConfig,
+    "data": DataConfig,
+    "loss": LossChoice,
+    "milestones": Milestones,
+    "numerics": FullNumerics,
+    "recipe": FullRecipe,
+    "recipe.augmentation": Augmentation,
+    "tracking": TrackingConfig,
+}
+
+
+def load_train_config(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    data_path: Path | None = None,
+    loss: str | None = None,
+    network: str | None = None,
+    pairs: Sequence[Path] = (),
+) -> TrainConfig:
+    """The config in a TOML file (None: all defaults), with `key=value` overrides and the options on top.
+
+    Paths in the file resolve against its folder. Raises `ConfigError`.
+    """
+    values = read_values(path, overrides, data_path=data_path)
+    folder = Path.cwd() if path is None else path.absolute().parent
+    for table, key, given in (("loss", "source", loss), ("recipe", "network", network)):
+        if given is not None and isinstance(values.setdefault(table, {}), dict):
+            values[table][key] = given
+    if "loss" not in values:
+        raise ConfigError("a training needs a loss; give --loss with a name, a winner.json or the folder of a search")
+    if isinstance(values["loss"], dict) and isinstance(source := values["loss"].get("source"), str):
+        place = (Path.cwd() if loss is not None else folder) / Path(source).expanduser()
+        values["loss"]["source"] = str(place) if place.exists() else source
+    in_file = values.get("pairs", [])
+    if isinstance(in_file, list):
+        values["pairs"] = [str(folder / str(each)) for each in in_file] + [str(each.absolute()) for each in pairs]
+    return validated_training(values)
+
+
+def validated_training(values: Mapping[str, Any]) -> TrainConfig:
+    """The config of these values. Raises `ConfigError`."""
+    try:
+        return TrainConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(sentence(error, values, _TABLES)) from None
