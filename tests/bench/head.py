@@ -239,26 +239,22 @@ def growth(classes: list[int], count: int) -> None:
 
 
 def picture() -> None:
-    """`results/head_growth.html` of the last growth row, logarithmic both ways."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
+    """`results/head_growth.png` of the last growth row, logarithmic both ways."""
+    from matplotlib.figure import Figure
 
     row = next(row for row in reversed(read_rows("head")) if row["what"] == "growth")
-    titles = ("CPU seconds of a step, one thread", "peak memory of a step above start, GiB")
-    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    figure = Figure(figsize=(10, 4), layout="constrained")
     colours = dict(zip(GROWTH, ("#888888", "#0072b2", "#d55e00", "#009e73"), strict=True))
-    for way, points in row["ways"].items():
-        for column, key in ((1, "seconds"), (2, "peak_gib")):
-            if (way, key) == ("floor", "peak_gib"):
-                continue
-            trace = go.Scatter(
-                x=points["classes"], y=points[key], name=way, line_color=colours[way], showlegend=column == 1
-            )
-            figure.add_trace(trace, row=1, col=column)
-    figure.update_xaxes(type="log", title=f"classes (D = {DIM}, N = {row['batch']})")
-    figure.update_yaxes(type="log")
-    figure.update_layout(template="plotly_white", width=1000, height=420)
-    (RESULTS / "head_growth.html").write_text(figure.to_html(include_plotlyjs="cdn"))
+    titles = {"seconds": "CPU seconds of a step, one thread", "peak_gib": "peak memory of a step above its start, GiB"}
+    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for way, points in row["ways"].items():
+            if (way, key) != ("floor", "peak_gib"):
+                name = "three products" if way == "floor" else way
+                axes.loglog(points["classes"], points[key], "o-", color=colours[way], label=name)
+        axes.set(title=title, xlabel=f"classes (D = {DIM}, N = {row['batch']})")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(RESULTS / "head_growth.png", dpi=110)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ SHAPES = ((70, 150, 40), (65, 64, 8), (5, 3, 16), (1, 65, 100), (3, 20, 300))
 
 
 def scaled_errors(name: str, scale: float, memory: Memory, device: str) -> list[Error]:
-    """Of 40 samples of 150 classes, labels repeating."""
+    """Of 40 samples of 150 classes, labels repeating; the last tile of classes is not full."""
     return errors(at_scale(name, scale), 150, 40, scale, memory=memory, device=device, kernels=True)
 
 
