@@ -47,8 +47,8 @@ def embedded(
     _, channels, image_size, _ = task.train.images.shape
     cache_dir = Path.home() / ".cache" / "lossearch-bench"
     colour: Colour = "grey" if channels == 1 else "rgb"
-    images = np.array(decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir))
-    x_ND = embeddings(checkpoint, images, recipe=recipe, numerics=numerics)
+    decoded = decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir)
+    x_ND = embeddings(checkpoint, decoded., recipe=recipe, numerics=numerics)
     return EmbeddingSet(name=str(source.path), embeddings_ND=x_ND, columns={"paths": np.array(names)})
 
 
