@@ -48,7 +48,7 @@ def embedded(
     cache_dir = Path.home() / ".cache" / "lossearch-bench"
     colour: Colour = "grey" if channels == 1 else "rgb"
     decoded = decode(source, names, image_size=image_size, colour=colour, cache_dir=cache_dir)
-    x_ND = embeddings(checkpoint, decoded., recipe=recipe, numerics=numerics)
+    x_ND = embeddings(checkpoint, np.array(decoded.file.images()), recipe=recipe, numerics=numerics)
     return EmbeddingSet(name=str(source.path), embeddings_ND=x_ND, columns={"paths": np.array(names)})
 
 
