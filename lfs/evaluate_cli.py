@@ -83,7 +83,8 @@ def evaluate_command(page_of: PageOf) -> Callable[..., None]:
         ] = None,
         by: Annotated[str | None, typer.Option(metavar="COLUMN", help="Also each group of this column.")] = None,
         far: Annotated[
-            list[float] | None, typer.Option(help="A FAR or FPIR, several times; default: 1e-1 to 1e-6, if resolved.")
+            list[float] | None,
+            typer.Option(metavar="FAR", help="A FAR or FPIR, several times; default: 1e-1 to 1e-6, if resolved."),
         ] = None,
         resamples: Annotated[int, typer.Option(min=20, help="Of the bootstrap.")] = 1000,
         seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,

@@ -13,8 +13,11 @@ _COUNTED = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 @contextmanager
 def reading(console: Console) -> Iterator[OnDecoded]:
-    """What is yielded is told how many images are decoded; all is gone at the end."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
+    """What is yielded is told how many images are decoded; all is gone at the end. Shows nothing but on a terminal."""
+    quiet = not console.is_terminal
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True, disable=quiet
+    ) as bar:
         task = bar.add_task("reading the data", total=None)
 
         def on_decoded(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": ["RUN", "--set"],
     "compare": ["RUN", "--seeds", "--baseline", "--no-tune", "--equal-compute", "--again", "--set"],
     "train": ["[TRAIN.TOML]", "--set", "--data", "--loss", "--network", "--pairs", "--out", "--resume"],
+    "evaluate": ["EMBEDDINGS", "--pairs", "--gallery", "--probe", "--distractors", "--by", "--far", "--json", "--plot"],
     "embed": ["NETWORK_DIR", "DATA", "OUT.npz", "--split"],
     "report": ["RUN"],
     "sync": ["RUN", "--uri"],
