@@ -24,11 +24,17 @@ from trainers.outcome import Outcome
 
 Kind = Literal["tpe", "cmaes", "gp", "qmc", "nsga2"]
 
+_MUTATION = 0.25
+"""Of NSGA-II's parameters in a space with choices. Optuna's one in so many as there are would hardly reach those that
+are active, of which a candidate of `unified` has 9 of 98."""
+
 
 class OptunaSampler:
     """One of Optuna's samplers over `candidates`, for each number of epochs at which it is told results.
 
     A study proposes once `startup` results are in it; before, the first one does.
+
+    NSGA-II inherits only what all trials have, so under it inactive parameters get a value too, which nothing reads.
 
     `population` is that of CMA-ES (None: Optuna's own) and NSGA-II (None: 20). Raises ValueError for a conditional
     space where the sampler needs intervals, and for several objectives under a sampler other than TPE and NSGA-II.
@@ -53,6 +59,7 @@ class OptunaSampler:
         if len(objectives) > 1 and kind not in ("tpe", "nsga2"):
             raise ValueError(f"sampler '{kind}' takes one objective, but got {len(objectives)}; use 'nsga2' or 'tpe'")
         self._candidates, self._objectives, self._startup = candidates, tuple(objectives), startup
+        self._suggests_all = kind == "nsga2"
         self._failed, self._create_trial = optuna.trial.TrialState.FAIL, optuna.trial.create_trial
         self._trials: dict[int, Any] = {}
         self._told: set[int] = set()
@@ -62,7 +69,7 @@ class OptunaSampler:
             own = seed if epochs is None else int(np.random.SeedSequence([seed, epochs]).generate_state(1)[0])
             return optuna.create_study(
                 directions=[each.direction for each in self._objectives],
-                sampler=_sampler(kind, seed=own, startup=startup, population=population),
+                sampler=_sampler(kind, candidates, seed=own, startup=startup, population=population),
             )
 
         self._new_study = new_study
@@ -74,10 +81,14 @@ class OptunaSampler:
 
     def propose(self, number: int) -> LossSchedule:
         """What the sampler suggests for the active parameters, asked in their order."""
+        parameters = self._candidates.parameters
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._proposing().study.ask()
-            values = walk(self._candidates.parameters, partial(_suggested, trial))
+            if self._suggests_all:
+                for name, parameter in parameters.items():
+                    _suggested(trial, name, parameter)
+            values = walk(parameters, partial(_suggested, trial))
         self._trials[number] = trial
         return self._candidates.decode(_inside(values, self._candidates))
 
@@ -143,7 +154,7 @@ def _inside(values: Values, candidates: Trajectories) -> Values:
     }
 
 
-def _sampler(kind: Kind, *, seed: int, startup: int, population: int | None) -> Any:
+def _sampler(kind: Kind, candidates: Trajectories, *, seed: int, startup: int, population: int | None) -> Any:
     from optuna import samplers
 
     if kind == "tpe":
@@ -154,4 +165,5 @@ def _sampler(kind: Kind, *, seed: int, startup: int, population: int | None) -> 
         return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     if kind == "qmc":
         return samplers.QMCSampler(seed=seed, scramble=True)
-    return samplers.NSGAIISampler(seed=seed, population_size=population or 20)
+    mutation = _MUTATION if candidates.conditional else None
+    return samplers.NSGAIISampler(seed=seed, population_size=population or 20, mutation_prob=mutation)

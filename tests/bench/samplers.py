@@ -1,7 +1,9 @@
 """Each method against uniform draws on reward surfaces with a known optimum, at equal epochs.
 
-    python -m tests.bench.samplers [--seeds 100] [--trainings 80] [--methods asha] [--surfaces bowl]
+    python -m tests.bench.samplers [--seeds 100] [--first-seed 0] [--trainings 80] [--methods asha] [--surfaces bowl]
         [--set search.min_epochs=1 ...]
+
+What was chosen under some seeds is to be judged under others: `--first-seed`.
 
 Every search may train as many epochs as `--trainings` trainings to the horizon of 8 epochs take, with 4 workers that
 finish in random order; what they train is asked for, budgeted and learnt from by the product's own controllers with
@@ -224,6 +226,7 @@ def main() -> None:
     """Print and append one row a surface and method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trainings", type=int, default=80)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--surfaces", default=",".join(SURFACES))
@@ -232,7 +235,8 @@ def main() -> None:
     for surface in arguments.surfaces.split(","):
 
         def over_seeds(method: str, settings: Sequence[str] = (), surface: str = surface) -> npt.NDArray[np.float64]:
-            seeds, trainings = range(arguments.seeds), arguments.trainings
+            first, trainings = arguments.first_seed, arguments.trainings
+            seeds = range(first, first + arguments.seeds)
             return np.array([regret(method, surface, seed, trainings, settings) for seed in seeds])
 
         base_S = over_seeds("random-formulas" if surface == "formulas" else "random")
@@ -240,7 +244,7 @@ def main() -> None:
             if method not in arguments.methods.split(","):
                 continue
             content = compared(method, surface, arguments.trainings, over_seeds(method, arguments.set), base_S)
-            append_row("samplers", content | {"settings": arguments.set})
+            append_row("samplers", content | {"first_seed": arguments.first_seed, "settings": arguments.set})
             print(content, flush=True)
 
 

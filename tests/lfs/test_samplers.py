@@ -86,6 +86,18 @@ def test_nsga2_spreads_along_the_trade_off() -> None:
     assert np.median(m3_P) < 0.1
 
 
+def test_nsga2_inherits_parameters_that_depend_on_choices() -> None:
+    """The reward is the margin m2 of the losses that have one: later generations have larger ones, if they have one."""
+    sampler = OptunaSampler(trajectories(Unified()), kind="nsga2", seed=0, population=10)
+    m2_P = []
+    for number in range(120):
+        margin = sampler.propose(number).final.margin
+        m2_P.append(margin.m2_rad if isinstance(margin, ConstantMargin) else np.nan)
+        reward = float(np.nan_to_num(m2_P[-1], nan=-1.0))
+        sampler.learn(number, Outcome(reward=reward, seconds=1.0, images=1), epochs=1)
+    assert np.nanmedian(m2_P[80:]) > np.nanmedian(m2_P[:20]) + 0.1
+
+
 def test_rewards_of_different_depths_are_never_compared() -> None:
     """The deeper the higher the rewards; at 9 epochs the best is m2 = .6 rad, at 1 epoch it would be 0."""
     sampler = OptunaSampler(trajectories(SPACE), kind="tpe", seed=0, startup=5)
