@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lfs.errors import UserError
+from lfs.errors import UserError, data_refusals
 
 if TYPE_CHECKING:
     from trainers.image_source import ImageSource
@@ -42,7 +42,7 @@ def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="An image set
     from trainers.splits import with_splits
     from trainers.survey import survey
 
-    with _refusals():
+    with data_refusals():
         found = find_images(path)
         images = sum(map(len, found.files.values()))
         with _progress("looking at the images", images) as advance:
@@ -117,7 +117,7 @@ def proxy(
         "val": Share(identities=val_identities, images=val_images),
         "test": Share(identities=test_identities, images=test_images),
     }
-    with _refusals():
+    with data_refusals():
         smaller = proxy_of(open_images(source), shares, seed=seed)
         _write(smaller, target)
     _show_splits(smaller)
@@ -145,7 +145,7 @@ def convert(
     """Write an image set in another format, with its splits; the images keep their bytes."""
     from trainers.formats.opening import open_images
 
-    with _refusals():
+    with data_refusals():
         opened = open_images(source)
         _write(opened, target, kind)
     _show_splits(opened)
@@ -164,7 +164,7 @@ def split(
     from trainers.formats.opening import find_images
     from trainers.splits import TABLE_NAME, drawn_splits, split_table, with_splits
 
-    with _refusals():
+    with data_refusals():
         found = find_images(path)
         drawn = drawn_splits(found.files, path, val_share=val, test_share=test, seed=seed)
     place = output or (path if path.is_dir() else path.parent) / TABLE_NAME
@@ -197,7 +197,7 @@ def check(
     from trainers.image_source import SPLITS
     from trainers.repeats import between_splits, repeats
 
-    with _refusals():
+    with data_refusals():
         opened = open_images(path)
         with _progress("looking at the images", len(opened.names(opened.files))) as advance:
             found, damaged = repeats(opened, on_image=advance)
@@ -226,7 +226,7 @@ def _show_doubts(source: "ImageSource", run: Path | None, file: Path | None, nei
     from lfs.run_embeddings import embedded_by_winner
     from trainers.label_doubts import label_doubts, read_embeddings
 
-    with _refusals(), reading(out) as on_decoded:
+    with data_refusals(), reading(out) as on_decoded:
         if file is not None:
             embedded = read_embeddings(file)
         elif run is not None:
@@ -241,17 +241,6 @@ def _show_doubts(source: "ImageSource", run: Path | None, file: Path | None, nei
         out.print(table)
     if len(doubts) > _DOUBTS_SHOWN:
         out.print(f"  and {len(doubts) - _DOUBTS_SHOWN:,} more")
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """What is wrong with the data is the user's to mend."""
-    from trainers.image_source import DataError
-
-    try:
-        yield
-    except DataError as error:
-        raise UserError(str(error)) from None
 
 
 @contextlib.contextmanager

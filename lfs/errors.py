@@ -1,5 +1,19 @@
 """Errors that the user can mend: the command line prints their sentence and exits with code 2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something that the user gave cannot be used; the message is one sentence that says what would be right."""
+
+
+@contextmanager
+def data_refusals() -> Iterator[None]:
+    """What is wrong with the data is the user's to mend: `DataError` becomes `UserError`."""
+    from trainers.image_source import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise UserError(str(error)) from None

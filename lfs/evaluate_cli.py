@@ -1,8 +1,7 @@
 """`lossearch evaluate`: the field's protocols on the embeddings of any network."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lfs.errors import UserError
+from lfs.errors import UserError, data_refusals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +112,7 @@ def evaluate_command(page_of: PageOf) -> Callable[..., None]:
         )
         _check_targets(as_json, plot)
         _check_device(device)
-        with _refusals():
+        with data_refusals():
             found, spread = _evaluated(embeddings, request)
         _show(found, spread)
         if as_json is not None:
@@ -143,17 +142,6 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError):
         known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise UserError(f"--device must be one of {', '.join(known)} here, but got '{device}'") from None
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """What is wrong with the data is the user's to mend."""
-    from trainers.image_source import DataError
-
-    try:
-        yield
-    except DataError as error:
-        raise UserError(str(error)) from None
 
 
 def _evaluated(path: Path, request: _Request) -> "tuple[dict[str, Evaluation], dict[str, Spread]]":
