@@ -59,7 +59,7 @@ def on_device(array: npt.NDArray[np.uint8] | npt.NDArray[np.int64], device: torc
 
 def as_float(images_NKHW: Tensor) -> Tensor:
     """uint8 images, scaled to [−1, 1]."""
-    return images_NKHW.float() / 127.5 - 1
+    return (images_NKHW / 127.5).sub_(1)
 
 
 def reward_of(scores: Mapping[str, float], metric: RewardMetric, half: Literal["reward", "choice"] = "reward") -> float:

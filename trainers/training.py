@@ -293,5 +293,5 @@ class _Batches:
         generator = random_stream(self.seed, BATCHES, epoch)
         batches = epoch_batches(self._label_N, self._recipe, self._class_counts, generator)
         for index in batches.to(self.device):
-            images_NKHW = augment(as_float(self._images[index]), self._recipe.augmentation, generator)
+            images_NKHW = augment(as_float(self._images.index_select(0, index)), self._recipe.augmentation, generator)
             yield images_NKHW, self._labels[index]
