@@ -64,12 +64,6 @@ class TrainingPlan:
     pairs: Mapping[str, PairImages]
     started: Started | None = None
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        channels, height, width = self.task.train.images.shape[1:]
-        return channels, height, width
-
 
 def plan_training(config: TrainConfig, folder: Path) -> TrainingPlan:
     """Check that the parts fit and load the data. Writes nothing but the image cache. Raises `UserError`."""
@@ -127,9 +121,7 @@ def _plan(
     try:
         sets = {path: read_pairs(path) for path in config.pairs}
         task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache")
-        channels, height, width = task.train.images.shape[1:]
-        shape = (channels, height, width)
-        pairs = {path.stem: decoded_pairs(read, str(path), shape) for path, read in sets.items()}
+        pairs = {path.stem: decoded_pairs(read, str(path), task.image_shape) for path, read in sets.items()}
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     defaults = recipe_defaults(task.kind, embedded=config.data.path is None)
@@ -146,7 +138,7 @@ def _plan(
         started=started,
     )
     try:
-        check_network(recipe, image_shape=shape)
+        check_network(recipe, image_shape=task.image_shape)
         counts = task.train.class_counts()
         for spec in schedule.specs():
             build(spec, num_classes=len(counts), class_counts=counts)
@@ -254,8 +246,8 @@ class _Session:
         """An epoch that an earlier session had noted, but not saved, is noted already."""
         past = [event for event in self._journal if isinstance(event, Trained)]
         if row["epoch"] > len(past):
-            self.append(Trained(epoch=int(row["epoch"]), metrics=row))
-            past = [event for event in self._journal if isinstance(event, Trained)]
+            past.append(Trained(epoch=int(row["epoch"]), metrics=row))
+            self.append(past[-1])
         _write_history(self._planned.folder / HISTORY, [event.metrics for event in past])
 
     def _save(self, step: int) -> None:
@@ -279,7 +271,7 @@ def write_files(planned: TrainingPlan, network: torch.nn.Module) -> tuple[list[s
     folder = planned.folder
     description = NetworkDescription(
         recipe=NetworkRecipe(**{key: getattr(planned.recipe, key) for key in NetworkRecipe.model_fields}),
-        image_shape=planned.image_shape,
+        image_shape=planned.task.image_shape,
         flip=planned.recipe.augmentation.flip,
     )
     schedule = {"epochs": planned.recipe.epochs, "schedule": planned.schedule.model_dump(mode="json")}

@@ -162,9 +162,8 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
-    channels, height, width = task.train.images.shape[1:]
     try:
-        check_network(recipe, image_shape=(channels, height, width))
+        check_network(recipe, image_shape=task.image_shape)
     except NetworkError as error:
         raise ConfigError(f"recipe.network: {error}") from None
     controller_of(config, task, recipe, Clock())

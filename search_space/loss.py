@@ -141,6 +141,11 @@ class Loss(nn.Module):
         of, batch = self._dense(cos_NC, label_N, norm_N, None)
         return self._logits(of, batch, self.scale(batch))
 
+    def tracked(self) -> dict[str, float]:
+        """The single numbers that the loss tracks or learns, by name, such as AdaCos's scale."""
+        state = self.state_dict()
+        return {name.removesuffix(".value"): float(value) for name, value in state.items() if value.ndim == 0}
+
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""
         return self.scale.diagnose() if isinstance(self.scale, DynamicAdaCos) else None

@@ -16,8 +16,12 @@ RAY_FILES = ("test_killed", "test_ray_cluster", "test_ray_executor", "test_tune"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file's tests stay together, as they share what its fixtures make."""
+    """Under pytest-xdist a file's tests stay together, as they share what its fixtures make. `gpu` needs one."""
+    without_gpu = pytest.mark.skip(reason="needs a CUDA device, and there is none")
+    has_gpu = torch.cuda.is_available()
     for item in items:
+        if not has_gpu and item.get_closest_marker("gpu"):
+            item.add_marker(without_gpu)
         group = "ray" if item.path.stem in RAY_FILES else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space import LossSpec, MarginHead
-from search_space.functional import nearest_center
+from search_space.functional import cosines, nearest_center
 from trainers.full_recipe import FullNumerics, FullRecipe
 from trainers.networks import build_network
 
@@ -125,12 +124,11 @@ class FullLearner:
     def cosines(self, embeddings_ND: Tensor) -> Tensor:
         """Cosines N×C between embeddings and class weights, the nearest of each class's centers."""
         head = self._model.head
-        return nearest_center(F.normalize(embeddings_ND) @ F.normalize(head.weight).T, head.loss.spec.centers)
+        return nearest_center(cosines(embeddings_ND, head.weight), head.loss.spec.centers)
 
     def loss_state(self) -> dict[str, float]:
         """The single numbers that the loss tracks or learns, such as AdaCos's scale."""
-        state = self._model.head.loss.state_dict()
-        return {name.removesuffix(".value"): float(value) for name, value in state.items() if value.ndim == 0}
+        return self._model.head.loss.tracked()
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""

@@ -80,10 +80,9 @@ class FullTraining:
             )
 
     def _new_learner(self, epoch: int) -> FullLearner:
-        channels, height, width = self._task.train.images.shape[1:]
         return FullLearner(
             self._schedule.at(epoch),
-            image_shape=(channels, height, width),
+            image_shape=self._task.image_shape,
             class_counts=self._task.train.class_counts(),
             recipe=self._recipe,
             numerics=self._numerics,

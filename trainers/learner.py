@@ -6,11 +6,10 @@ N batch, C classes, R class weights, D embedding, K colour channels, H×W image.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space import Loss, LossSpec, build, margin_loss
-from search_space.functional import nearest_center
+from search_space.functional import cosines, nearest_center
 from search_space.loss import carries_over
 from trainers import numerics as nm
 from trainers.networks import build_network
@@ -102,13 +101,11 @@ class Learner:
     @torch.no_grad()
     def cosines(self, embeddings_ND: Tensor) -> Tensor:
         """Cosines N×C between embeddings and class weights, the nearest of each class's centers."""
-        cos_NR = F.normalize(embeddings_ND) @ F.normalize(self._model.class_weights_RD).T
-        return nearest_center(cos_NR, self.spec.centers)
+        return nearest_center(cosines(embeddings_ND, self._model.class_weights_RD), self.spec.centers)
 
     def loss_state(self) -> dict[str, float]:
         """The single numbers that the loss tracks or learns, such as AdaCos's scale."""
-        state = self._model.loss.state_dict()
-        return {name.removesuffix(".value"): float(value) for name, value in state.items() if value.ndim == 0}
+        return self._model.loss.tracked()
 
     def diagnose(self) -> str | None:
         """A sentence when the loss's own state has diverged, else None."""

@@ -131,10 +131,9 @@ class _Lanes:
                 raise RuntimeError(f"its first losses are {losses}, and those of eager steps {eager}")
 
     def _learner(self, way: Numerics, task: Task) -> Learner:
-        channels, height, width = task.train.images.shape[1:]
         return Learner(
             catalog.softmax(),
-            image_shape=(channels, height, width),
+            image_shape=task.image_shape,
             class_counts=task.train.class_counts(),
             recipe=self._recipe,
             numerics=way,

@@ -114,11 +114,10 @@ class _Step:
     def __init__(self, task: Task, recipe: Recipe, numerics: Numerics, device: str) -> None:
         self._numerics = numerics
         self._device = torch.device(device)
-        channels, height, width = task.train.images.shape[1:]
         generator = torch.Generator().manual_seed(0)
-        network = build_network(recipe, image_shape=(channels, height, width), generator=generator)
+        network = build_network(recipe, image_shape=task.image_shape, generator=generator)
         self._network = placed(network, numerics, self._device)
-        images = torch.rand(recipe.batch_size, channels, height, width, generator=generator)
+        images = torch.rand(recipe.batch_size, *task.image_shape, generator=generator)
         self._images = images.to(self._device, memory_format=_layout(numerics))
 
     def seconds(self) -> float:

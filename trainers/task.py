@@ -46,13 +46,19 @@ class Task:
     choice: LabelledImages
     damaged: tuple[str, ...] = ()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of all images."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
     def describe(self) -> Mapping[str, str | int]:
         """What the journal and the report say of the data."""
         parts = {"train": self.train, "reward": self.reward, "choice": self.choice}
         sizes = {f"{name}_images": len(part.labels) for name, part in parts.items()}
         classes = {f"{name}_classes": part.classes for name, part in parts.items()}
         left_out = {"damaged_images": len(self.damaged)} if self.damaged else {}
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.image_shape
         return {
             "name": self.name,
             "kind": self.kind,

@@ -245,10 +245,9 @@ def _refuse_epochs(first: int, epochs: int, cooldown_epochs: int, horizon_epochs
 def _new_learner(
     spec: LossSpec, *, task: Task, recipe: Recipe, numerics: Numerics, seed: int, device: torch.device
 ) -> Learner:
-    channels, height, width = task.train.images.shape[1:]
     return Learner(
         spec,
-        image_shape=(channels, height, width),
+        image_shape=task.image_shape,
         class_counts=task.train.class_counts(),
         recipe=recipe,
         numerics=numerics,

@@ -22,11 +22,6 @@ from tests.search_space.head_cases import SPECS, float32_batch
 Run = Callable[..., Any]
 """Calls a function of `triton_cases` with these arguments and a device."""
 
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
 
 def apart(**variables: str) -> ProcessPoolExecutor:
     """A process with these environment variables."""
@@ -46,7 +41,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@pytest.fixture(params=["interpreted", pytest.param("gpu", marks=ON_GPU)])
+@pytest.fixture(params=["interpreted", pytest.param("gpu", marks=pytest.mark.gpu)])
 def run(request: pytest.FixtureRequest) -> Run:
     if request.param == "gpu":
         return lambda function, *arguments: function(*arguments, "cuda")

@@ -6,10 +6,7 @@ import torch
 from search_space import LossSchedule, build, catalog
 from trainers import Numerics, Recipe, Task, probe, train
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
-]
+pytestmark = pytest.mark.gpu
 
 RECIPE = Recipe(width=4, embedding_dim=16, batch_size=32, horizon_epochs=4, reward="rank1")
 

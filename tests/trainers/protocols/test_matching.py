@@ -44,7 +44,6 @@ def test_embeddings_of_any_length_are_compared_by_direction() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
 def test_a_gpu_finds_the_same() -> None:
     images = clusters(1, 200, 20)
     pairs = mates(images.columns["labels"], images.columns["labels"])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from tests.trainers.protocols.sets import clusters, corners, cosine_table
 from trainers.pair_scores import PairScores
@@ -74,7 +73,6 @@ def test_resamples_of_blocks_are_those_of_the_exact_bootstrap(images: EmbeddingS
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
 def test_a_gpu_counts_the_same() -> None:
     images = CASES[2]  # whose cosines are exact on any device
     there = PairHistogram.of(
