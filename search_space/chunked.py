@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from search_space import functional as fn
+from search_space import huge_pages
 from search_space.distributed import Shard
 from search_space.step_buffers import Buffers
 
@@ -292,7 +293,7 @@ class ChunkedNegatives:
         return grad_ND, grad_RD
 
     def _gradient_room(self, w_RD: Tensor) -> Tensor:
-        return torch.empty_like(w_RD) if self._buffers is None else self._buffers.gradient(w_RD)
+        return huge_pages.fresh(torch.empty_like(w_RD)) if self._buffers is None else self._buffers.gradient(w_RD)
 
     def _push(self, grad_RD: Tensor, coefficient_N: Tensor, handed: Handed) -> None:
         """∂L/∂w by way of lse_neg, into `grad_RD`."""

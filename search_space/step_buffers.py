@@ -8,6 +8,8 @@ import weakref
 import torch
 from torch import Tensor
 
+from search_space import huge_pages
+
 
 class Buffers:
     """Memory that a head keeps from step to step, since getting it anew costs time: E and the weights' gradient.
@@ -51,4 +53,4 @@ class Buffers:
 
 def _of_size(held: Tensor, like: Tensor, size: int) -> Tensor:
     fits = held.numel() == size and held.dtype == like.dtype and held.device == like.device
-    return held if fits else like.new_empty(size)
+    return held if fits else huge_pages.fresh(like.new_empty(size))

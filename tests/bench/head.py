@@ -71,7 +71,7 @@ def floor(classes: int, count: int) -> Callable[[], None]:
 
 def head_of(way: str, classes: int) -> nn.Module:
     if way == PML:
-        from pytorch_metric_learning.losses import CosFaceLoss  # type: ignore[import-not-found]
+        from pytorch_metric_learning.losses import CosFaceLoss
 
         head: nn.Module = CosFaceLoss(classes, DIM, margin=0.35, scale=64)
         return head

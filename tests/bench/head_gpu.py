@@ -51,7 +51,7 @@ def runner(way: str, classes: int, count: int) -> Callable[[], None]:
 
         return without_margin
     if way == PML:
-        from pytorch_metric_learning.losses import CosFaceLoss  # type: ignore[import-not-found]
+        from pytorch_metric_learning.losses import CosFaceLoss
 
         head = CosFaceLoss(classes, DIM, margin=0.35, scale=64).to("cuda")
     else:
