@@ -31,6 +31,9 @@ from search_space.step_buffers import Buffers
 CHUNK_ROWS = 4096
 """Rows of class weights in a chunk: 8 MiB at D = 512, which a shared cache holds from one product to the next."""
 
+CHUNK_COSINES = 2**20
+"""A chunk of so many cosines is large enough: large batches take smaller chunks, as quickly and in less memory."""
+
 Memory = Literal["store", "recompute"]
 GradientDtype = Literal["float32", "bfloat16"]
 NegativeMap = Callable[[Tensor], Tensor]
@@ -97,7 +100,7 @@ class ChunkedNegatives:
         centers: int = 1,
         memory: Memory = "store",
         gradient_dtype: GradientDtype = "float32",
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
         buffers: Buffers | None = None,
         shard: Shard | None = None,
     ) -> None:
@@ -113,7 +116,8 @@ class ChunkedNegatives:
             buffers.lend(self)
         self._inverse_R = unit_ND.new_empty(0)
         self._cosines: list[Tensor] = []
-        self._chunks = list(self._cut(max(1, chunk_rows // centers)))
+        rows = chunk_rows or min(CHUNK_ROWS, max(CHUNK_ROWS // 4, CHUNK_COSINES // len(unit_ND)))
+        self._chunks = list(self._cut(max(1, rows // centers)))
         self.handed: Handed | None = None
 
     def _cut(self, classes_a_chunk: int) -> Iterator[Chunk]:
@@ -269,6 +273,11 @@ class ChunkedNegatives:
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over."""
+        own_n, row_nM = self._own()
+        with torch.enable_grad():
+            x_nD = unit_ND.detach()[own_n].requires_grad_()
+            w_nMD = w_RD.detach().index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]).requires_grad_()
+            target_nD, target_nMD = torch.autograd.grad(_nearest(x_nD, w_nMD), (x_nD, w_nMD), beta_N[own_n])
         grad_ND = torch.zeros_like(unit_ND) if self._pulls else None
         grad_RD = self._gradient_room(w_RD) if self._pushes else None
         handed, self.handed = self.handed, None
@@ -281,11 +290,6 @@ class ChunkedNegatives:
                 grad_ND = coefficient_N[:, None] * sums.pull_ND
             if grad_RD is not None:
                 self._push(grad_RD, coefficient_N, handed)
-        own_n, row_nM = self._own()
-        with torch.enable_grad():
-            x_nD = unit_ND.detach()[own_n].requires_grad_()
-            w_nMD = w_RD.detach().index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]).requires_grad_()
-            target_nD, target_nMD = torch.autograd.grad(_nearest(x_nD, w_nMD), (x_nD, w_nMD), beta_N[own_n])
         if grad_ND is not None:
             grad_ND = self._shard.total(grad_ND.index_add_(0, own_n, target_nD))
         if grad_RD is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.chunked import CHUNK_ROWS, ChunkedNegatives, GradientDtype, Memory
+from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
 from search_space.chunked_squares import ChunkedSquares
 from search_space.distributed import gathered
 from search_space.maps import Batch, DenseNegatives, NegativeMap, Negatives, column, make_negative_map, target_map
@@ -74,7 +74,7 @@ class Loss(nn.Module):
         class_N: Tensor | None = None,
         memory: Memory = "store",
         gradient_dtype: GradientDtype = "float32",
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
         buffers: Buffers | None = None,
         kernels: bool = False,
     ) -> Tensor:
