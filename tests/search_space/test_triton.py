@@ -115,6 +115,14 @@ def test_persistent_buffers_change_nothing_but_where_results_lie(gradient_dtype:
     assert not torch.equal(without, MarginHead(catalog.arcface(), 70, 16).weight)
 
 
+@pytest.mark.parametrize(("momentum", "memory"), [(0.9, "store"), (0.9, "recompute"), (0.0, "store")])
+def test_the_kernel_of_the_weights_gradient_can_take_the_optimisers_step(
+    momentum: float, memory: Memory, run: Run
+) -> None:
+    for fused, separate in run(triton_cases.fused_and_separate, momentum, memory):
+        torch.testing.assert_close(fused, separate, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_kernels_compile_for_gpus_within_the_shared_memory_of_the_smallest(capability: int) -> None:
