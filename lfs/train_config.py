@@ -3,16 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lfs.config import TrackingConfig
 from lfs.config_file import ConfigError, read_values, sentence
 from lfs.found_loss import LossChoice
 from search_space.frozen import FrozenModel
 from trainers.data import DataConfig
-from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
+from trainers.full_recipe import FullNumerics, FullRecipe, Milestones, refuse_fused_head_step
 from trainers.recipe import Augmentation
 
 
@@ -35,6 +35,12 @@ class TrainConfig(FrozenModel):
     def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         FullRecipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
         return recipe
+
+    @model_validator(mode="after")
+    def _arithmetic_fits(self) -> Self:
+        recipe = FullRecipe.model_validate_json(json.dumps(dict(self.recipe), default=str), strict=True)
+        refuse_fused_head_step(recipe, self.numerics)
+        return self
 
 
 _TABLES: Mapping[str, type[FrozenModel]] = {

@@ -64,10 +64,24 @@ class FullNumerics(FrozenModel):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network, by autocast; the loss is computed in float32. float16 scales its gradients and needs a GPU."""
+    fused_head_step: bool = False
+    """Whether class weights are updated in the backward of the head, where it walks them in chunks or by kernels
+    (`HeadSGD`): the same numbers without a gradient of the size of the class weights."""
     channels_last: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     """Threads that fetch images ahead of the step that needs them."""
+
+
+def refuse_fused_head_step(recipe: FullRecipe, numerics: FullNumerics) -> None:
+    """Raises `ValueError` where a head cannot update its class weights in its backward."""
+    if numerics.fused_head_step and (recipe.optimizer, recipe.accumulation) != ("sgd", 1):
+        raise ValueError(
+            "numerics.fused_head_step needs optimizer 'sgd' and accumulation=1, "
+            f"but got '{recipe.optimizer}' and accumulation={recipe.accumulation}"
+        )
+    if numerics.fused_head_step and numerics.dtype == "float16":
+        raise ValueError("numerics.fused_head_step needs gradients that are not scaled, but got dtype 'float16'")
 
 
 class Milestones(FrozenModel):

@@ -232,6 +232,10 @@ WRONG = {
         ["--loss", "arcface", "--set=recipe.accumulation=3", "--out", "o"],
         ["recipe", "accumulation must cut batch_size=128"],
     ),
+    "a step in the backward over parts": (
+        ["--loss", "arcface", "--set=numerics.fused_head_step=true", "--set=recipe.accumulation=4", "--out", "o"],
+        ["numerics.fused_head_step needs optimizer 'sgd' and accumulation=1, but got 'sgd' and accumulation=4"],
+    ),
     "a batch larger than the data": (
         ["--loss", "arcface", "--network", "conv4", "--set=recipe.batch_size=99999", "--out", "o"],
         ["batch_size must be at most", "99999"],
