@@ -172,6 +172,9 @@ def compare(
     schedule_controls: Annotated[
         bool, typer.Option("--schedule-controls", help="Also the winner's schedule shuffled, and its last loss alone.")
     ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="The tested score, such as tar_at_far_1e-3; default: the search's reward.")
+    ] = None,
     resamples: Annotated[int | None, typer.Option(help="Of the bootstrap; default 1000.")] = None,
     also: Annotated[
         list[Path] | None,
@@ -191,8 +194,9 @@ def compare(
 
     lists = {"scales": scales, "cosface_margins": cosface_margins, "arcface_margins_rad": arcface_margins}
     grid = {name: text for name, text in lists.items() if text is not None}
-    options = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute, "resamples": resamples}
-    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
+    options: dict[str, object] = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute}
+    options |= {"metric": metric, "resamples": resamples}
+    given = {name: value for name, value in options.items() if value is not None}
     given |= ({"grid": grid} if grid else {}) | ({"tune": False} if no_tune else {})
     given |= {"schedule_controls": True} if schedule_controls else {}
     given |= {"also": [str(each.absolute()) for each in also]} if also else {}
