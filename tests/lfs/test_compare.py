@@ -166,7 +166,7 @@ def test_another_comparison_takes_other_seeds_and_score_and_says_that_the_test_w
     page = (run_dir / "compare-2.html").read_text(encoding="utf-8")
     assert "1× by comparisons of this workspace" in page
     assert "AUC, as asked for, here on the test identities" in page
-    assert "the search's reward, here on the test identities" in (run_dir / "compare.html").read_text("utf-8")
+    assert "reward, here on the test identities" in (run_dir / "compare.html").read_text("utf-8")
     first, second = plan_of(events_of(run_dir)), plan_of(events_of(run_dir, 2))
     assert second.metric == "auc"
     assert not {*first.seeds, first.grid_seed} & {*second.seeds, second.grid_seed}

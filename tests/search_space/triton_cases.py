@@ -10,7 +10,7 @@ from torch import Tensor
 
 from search_space import HeadSGD, MarginHead, catalog, triton_head
 from search_space.chunked import GradientDtype, Memory
-from tests.search_space.head_cases import SPECS, Error, at_scale, built, errors, median_ratios, with_gradients
+from tests.search_space.head_cases import SPECS, Error, at_scale, built, errors, with_gradients
 
 TARGET_ONLY = tuple(name for name in SPECS if triton_head.unsupported(SPECS[name], 32) is None)
 SHAPES = ((70, 150, 40), (65, 64, 8), (5, 3, 16), (1, 65, 100), (3, 20, 300))
@@ -22,9 +22,9 @@ def scaled_errors(name: str, scale: float, memory: Memory, device: str) -> list[
     return errors(at_scale(name, scale), 150, 40, scale, memory=memory, device=device, kernels=True)
 
 
-def steep_ratios(name: str, scale: float, device: str) -> list[float]:
-    """At scales where one sample makes most of a batch's error: of the median batch."""
-    return median_ratios(at_scale(name, scale), 150, 40, scale, range(10, 21), device=device, kernels=True)
+def steep_errors(name: str, scale: float, device: str) -> list[Error]:
+    """At scales where one sample makes most of a batch's error: over many batches."""
+    return errors(at_scale(name, scale), 150, 40, scale, batches=24, device=device, kernels=True)
 
 
 def half_errors(name: str, dtype: torch.dtype, device: str) -> list[Error]:
