@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from search_space.chunked import GradientDtype, Memory
+from search_space.distributed import world_size
 from search_space.head_sgd import Steppable
 from search_space.loss import Loss, build, carries_over
 from search_space.margin_loss import Implementation, margin_loss
@@ -115,7 +116,7 @@ class MarginHead(Steppable):
             memory=self.memory,
             gradient_dtype=self.gradient_dtype,
             buffers=self._kept,
-            fused_step=self.fused_step,
+            fused_step=self.fused_step if world_size() == 1 else None,
         )
 
     def _sampled(self, labels_N: Tensor) -> Tensor:

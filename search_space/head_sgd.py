@@ -38,9 +38,10 @@ class HeadSGD(torch.optim.SGD):
 
     Give every other parameter, the head's own ones too, to another optimiser; then train as with any two:
     `loss.backward()` updates the class weights at the learning rate that this optimiser has by then, and `step()` finds
-    nothing left to do, as `head.weight.grad` is None. Where the head runs `plain`, sees a sample of its classes, or
-    has the regularizer 'hyperspherical_energy', the gradient is made as always and `step()` takes the step. Either way
-    it is `torch.optim.SGD`'s, whose learning-rate schedules and `state_dict` it has.
+    nothing left to do, as `head.weight.grad` is None. Where the head runs `plain`, sees a sample of its classes, has
+    the regularizer 'hyperspherical_energy', or is a `MarginHead` on several processes, whose gradients are to be
+    averaged first, the gradient is made as always and `step()` takes the step. Either way it is `torch.optim.SGD`'s,
+    whose learning-rate schedules and `state_dict` it has.
 
     Every backward is a step: gradients cannot be accumulated, clipped, or scaled (`torch.amp.GradScaler`), and one
     forward has one backward. Raises TypeError for a module that is no head.

@@ -100,6 +100,15 @@ def test_where_backward_cannot_take_the_step_the_optimiser_does(spec: LossSpec, 
     assert_equal(*both(spec, {"lr": 0.5, "momentum": 0.9}, **options))
 
 
+def test_replicas_leave_their_gradients_to_be_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = head_of(catalog.arcface())
+    HeadSGD(head, lr=0.5)
+    monkeypatch.setattr("search_space.head.world_size", lambda: 2)
+    head(*batch(0)).backward()
+    assert head.weight.grad is not None
+    assert torch.equal(head.weight, head_of(catalog.arcface()).weight)
+
+
 def test_learning_rates_follow_torchs_schedules() -> None:
     def run(optimizer: torch.optim.Optimizer, head: MarginHead) -> list[Tensor]:
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
