@@ -198,6 +198,8 @@ def beforehand(data: DataSet) -> str:
 
 def about(data: DataSet) -> str:
     """Rows, compute, machines and versions."""
+    if not data.rows:
+        return "Nothing is there but the plan."
     machines = ", ".join(sorted({str(row["machine"]) for row in data.rows}))
     versions = ", ".join(sorted({f"torch {row['versions']['torch']}" for row in data.rows}))
     dates = sorted({str(row["date"]) for row in data.rows})

@@ -119,6 +119,10 @@ def test_the_page_has_the_plan_the_pictures_and_what_the_reward_was_worth(tmp_pa
     assert promise.split(" | ")[:3] == ["0.5000", "0.5000", "+0.0000"]
 
 
+def test_a_data_set_of_which_nothing_but_the_plan_is_there_is_said_to_be_that() -> None:
+    assert "Nothing is there but the plan." in page({"lfw112": DataSet([plan_row("lfw112")])})
+
+
 def test_a_margin_is_what_a_loss_takes_off_the_cosine() -> None:
     taken = margin(catalog.cosface(margin=0.35, scale=20), [0.0, 60.0])
     assert taken is not None
