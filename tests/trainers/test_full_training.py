@@ -152,7 +152,7 @@ def test_a_batch_in_parts_is_the_same_step() -> None:
     whole, parts = _stepped(_learner(clip_norm=0.01), 1), _stepped(_learner(clip_norm=0.01), 4)
     assert whole.keys() == parts.keys()
     for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name], tensor, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_shortens_the_network_s_gradient_alone() -> None:
