@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.evaluation import Diverged, in_batches, on_device
@@ -17,8 +16,7 @@ from trainers.formats.pair_sets import PairSet
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError
 from trainers.pair_protocol import accuracy_by_fold
-
-FOLDS = 10
+from trainers.protocols.listed_pairs import FOLDS, consecutive_folds, cosines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +44,14 @@ def decoded_pairs(pairs: PairSet, name: str, image_shape: tuple[int, int, int]) 
 def pair_accuracy(
     embed: Callable[[Tensor], Tensor], pairs: PairImages, *, flip: bool, device: torch.device
 ) -> Mapping[str, float]:
-    """`accuracy`, the mean over ten folds of pairs that follow each other, and `accuracy_std` over them.
+    """`accuracy`, the mean over `consecutive_folds`, and `accuracy_std` over them, as `evaluate_listed_pairs` has them.
 
-    A pair's score is the cosine of its embeddings; with `flip` an embedding is the sum of those of the image and of the
-    mirrored one (Deng et al. 2019, `verification.py`). Thresholds are those of `accuracy_by_fold`. Raises `Diverged`.
+    A pair's score is the cosine of its embeddings; with `flip` an embedding is the mean of those of the image and of
+    the mirrored one (Deng et al. 2019, `verification.py`). Thresholds are those of `accuracy_by_fold`. Raises
+    `Diverged`.
     """
     score_P = pair_scores(embed, pairs, flip=flip, device=device)
-    fold_P = np.arange(len(score_P)) * FOLDS // len(score_P)
-    accuracy_F = accuracy_by_fold(score_P, pairs.genuine_P, fold_P)
+    accuracy_F = accuracy_by_fold(score_P, pairs.genuine_P, consecutive_folds(len(score_P)))
     return {"accuracy": float(accuracy_F.mean()), "accuracy_std": float(accuracy_F.std())}
 
 
@@ -64,9 +62,8 @@ def pair_scores(
     images_NKHW = on_device(pairs.images, device)
     x_ND = in_batches(embed, images_NKHW)
     if flip:
-        x_ND = x_ND + in_batches(lambda images: embed(images.flip(-1)), images_NKHW)
+        x_ND = 0.5 * (x_ND + in_batches(lambda images: embed(images.flip(-1)), images_NKHW))
     if not x_ND.isfinite().all():
         raise Diverged("the embeddings are not finite")
-    x_ND = F.normalize(x_ND)
-    scores_P: npt.NDArray[np.float32] = (x_ND[0::2] * x_ND[1::2]).sum(1).numpy()
-    return scores_P
+    first_P = np.arange(0, len(x_ND), 2)
+    return cosines(x_ND.numpy(), first_P, first_P + 1)

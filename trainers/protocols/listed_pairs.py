@@ -131,13 +131,13 @@ def _dealt(genuine_P: Bools) -> Ints:
 
 
 def cosines(embeddings_ND: Scores, first_P: Ints, second_P: Ints) -> Scores:
-    """The cosine of each pair of rows."""
+    """The cosine of each pair of rows; 0 where one of them has no direction."""
     score_P = np.empty(len(first_P), dtype=np.float32)
     for start in range(0, len(first_P), _CHUNK_PAIRS):
         here = slice(start, start + _CHUNK_PAIRS)
         one_PD, two_PD = (embeddings_ND[rows[here]].astype(np.float64) for rows in (first_P, second_P))
         lengths_P = np.linalg.norm(one_PD, axis=1) * np.linalg.norm(two_PD, axis=1)
-        score_P[here] = (one_PD * two_PD).sum(1) / lengths_P
+        score_P[here] = (one_PD * two_PD).sum(1) / np.maximum(lengths_P, np.finfo(np.float64).tiny)
     return score_P
 
 
