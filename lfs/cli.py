@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,8 +45,6 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a search
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one config value.")]
 
 DEFAULT_WORKSPACE = Path("lossearch")
-_SHOWN = 10
-"""How many damaged images are named."""
 
 
 @app.command()
@@ -91,6 +89,7 @@ def _run(planned: "Plan") -> None:
     from lfs.journal import FILE_NAME
     from lfs.launch import run, workspace_of
     from lfs.progress import Progress
+    from lfs.reading_bar import name_damaged
     from lfs.search import SearchStoppedError
     from lfs.tracker import Tracker
     from lfs.tracker_uri import resolve_uri
@@ -98,7 +97,7 @@ def _run(planned: "Plan") -> None:
     run_dir, tracking = planned.run_dir, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
     out.print(f"run: {run_dir}", soft_wrap=True)
-    _name_damaged(planned.task.damaged)
+    name_damaged(out, planned.task.damaged)
     with signals(), tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
         try:
             with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:
@@ -122,13 +121,6 @@ def _run(planned: "Plan") -> None:
         except SearchStoppedError as error:
             err.print(f"lossearch: {error}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-
-
-def _name_damaged(names: Sequence[str]) -> None:
-    if names:
-        more = ", ..." if len(names) > _SHOWN else ""
-        shown = ", ".join(names[:_SHOWN])
-        out.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)
 
 
 def _conclude(run_dir: Path) -> None:

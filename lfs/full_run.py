@@ -37,6 +37,7 @@ from trainers.foreign_networks import NetworkError
 from trainers.formats.pair_sets import read_pairs
 from trainers.full_recipe import FullRecipe
 from trainers.full_training import FullTraining
+from trainers.image_cache import OnDecoded
 from trainers.image_source import DataError
 from trainers.networks import check_network
 from trainers.numerics import applied
@@ -65,14 +66,14 @@ class TrainingPlan:
     started: Started | None = None
 
 
-def plan_training(config: TrainConfig, folder: Path) -> TrainingPlan:
+def plan_training(config: TrainConfig, folder: Path, *, on_decoded: OnDecoded = lambda *_: None) -> TrainingPlan:
     """Check that the parts fit and load the data. Writes nothing but the image cache. Raises `UserError`."""
     if (folder / FILE_NAME).exists():
         raise _taken(folder)
     found = find_loss(config.loss)
     recipe = FullRecipe.model_validate(dict(config.recipe))
     schedule = mapped(found, config.loss, recipe.epochs)
-    return _plan(config, folder, schedule, found.horizon_epochs, None)
+    return _plan(config, folder, schedule, found.horizon_epochs, None, on_decoded)
 
 
 def _taken(folder: Path) -> ConfigError:
@@ -82,7 +83,9 @@ def _taken(folder: Path) -> ConfigError:
     )
 
 
-def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
+def plan_resumed(
+    folder: Path, overrides: Sequence[str] = (), *, on_decoded: OnDecoded = lambda *_: None
+) -> TrainingPlan:
     """The plan of the training that `folder` holds, its loss as it was found then. Raises `UserError`."""
     started, _ = read_search(folder)
     training = started.config.get(TRAINING)
@@ -103,6 +106,7 @@ def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
         LossSchedule.model_validate(training["schedule"]),
         horizon if isinstance(horizon, int) else None,
         started,
+        on_decoded,
     )
     if planned.task.digest != started.data["digest"] or _digests(planned) != training["pairs"]:
         raise JournalError("the data or the pairs have changed since the training began; put the old ones back")
@@ -110,7 +114,12 @@ def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
 
 
 def _plan(
-    config: TrainConfig, folder: Path, schedule: LossSchedule, horizon_epochs: int | None, started: Started | None
+    config: TrainConfig,
+    folder: Path,
+    schedule: LossSchedule,
+    horizon_epochs: int | None,
+    started: Started | None,
+    on_decoded: OnDecoded,
 ) -> TrainingPlan:
     if config.numerics.dtype == "float16" and default_device() != "cuda":
         raise ConfigError("numerics.dtype = 'float16' needs a GPU; use 'bfloat16' or 'float32'")
@@ -120,7 +129,7 @@ def _plan(
     network = FullRecipe.model_validate(dict(config.recipe)).network
     try:
         sets = {path: read_pairs(path) for path in config.pairs}
-        task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache")
+        task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache", on_decoded=on_decoded)
         pairs = {path.stem: decoded_pairs(read, str(path), task.image_shape) for path, read in sets.items()}
     except DataError as error:
         raise ConfigError(f"data: {error}") from None

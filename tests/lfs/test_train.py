@@ -1,8 +1,10 @@
 """`lossearch train` and `lossearch embed`, from the command line to the files."""
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lfs.journal import FILE_NAME, Completed, Event, Resumed, Started, Trained, read_events
 from lfs.tracker import sync
 from lfs.tracker_uri import default_uri
 from search_space import LossSchedule, catalog
-from tests.lfs.command import IMAGE_SIZE, IMAGES_PER_CLASS, SPLIT, Result, contents, lossearch
+from tests.lfs.command import IMAGE_SIZE, IMAGES_PER_CLASS, SPLIT, Result, contents, draw_images, lossearch
 from tests.lfs.runners import PATIENCE_SECONDS, wait_until
 from tests.lfs.test_bad_input import refused
 from trainers.exported_network import embed_images, load_network
@@ -299,3 +302,15 @@ def test_wrong_places_for_embeddings_are_refused(trained: tuple[Path, Result], s
     (here / "x.npz").write_bytes(b"mine")
     refused(lossearch("embed", folder, shapes, "x.npz"), "x.npz is there already")
     assert contents(here) == {"x.npz": b"mine"}
+
+
+def test_the_decoding_bar_is_shown_and_damaged_images_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape03" / "2.png").write_bytes(b"no image")
+    screen = io.StringIO()
+    monkeypatch.setattr("lfs.train_cli.out", Console(file=screen, force_terminal=True, width=200, color_system=None))
+    told = ("train", "--data", "set", "--loss", "softmax", "--out", "out", *UNTRACKED, "--set=recipe.epochs=1")
+    refused(lossearch(*told), "1 of 72 images", "images/shape03/2.png is not an image", "data.corrupt_share = 0.01")
+    assert re.search(r"decoding the images .* 72/72", screen.getvalue())
+    assert lossearch(*told, "--set=data.corrupt_share=0.1").code == 0
+    assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)\n" in screen.getvalue()
