@@ -5,7 +5,8 @@ import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,13 @@ from trainers.data import DataConfig, load_task
 from trainers.evaluation import Diverged
 from trainers.exported_network import ExportError, NetworkDescription
 from trainers.foreign_networks import NetworkError
-from trainers.formats.pair_sets import read_pairs
 from trainers.full_recipe import FullRecipe
 from trainers.full_training import FullTraining
 from trainers.image_cache import OnDecoded
 from trainers.image_source import DataError
 from trainers.networks import check_network
 from trainers.numerics import applied
-from trainers.pair_accuracy import PairImages, decoded_pairs
+from trainers.pair_images import PairImages, decoded_pairs, open_pairs
 from trainers.presets import recipe_defaults
 from trainers.recipe import NETWORKS, NetworkRecipe, Numerics
 from trainers.task import Task
@@ -123,16 +123,19 @@ def _plan(
 ) -> TrainingPlan:
     if config.numerics.dtype == "float16" and default_device() != "cuda":
         raise ConfigError("numerics.dtype = 'float16' needs a GPU; use 'bfloat16' or 'float32'")
-    names = [path.stem for path in config.pairs]
+    names = [choice.path.stem for choice in config.pairs]
     if len(set(names)) < len(names):
         raise ConfigError(f"the files of pairs must have different names, but got {', '.join(names)}")
     network = FullRecipe.model_validate(dict(config.recipe)).network
-    try:
-        sets = {path: read_pairs(path) for path in config.pairs}
+    with _refusals("pairs"):
+        opened = {
+            choice.path.stem: open_pairs(choice.path, choice.images, trained_on=config.data.path)
+            for choice in config.pairs
+        }
+    with _refusals("data"):
         task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache", on_decoded=on_decoded)
-        pairs = {path.stem: decoded_pairs(read, str(path), task.image_shape) for path, read in sets.items()}
-    except DataError as error:
-        raise ConfigError(f"data: {error}") from None
+    with _refusals("pairs"):
+        pairs = {name: decoded_pairs(each, task.image_shape, on_decoded=on_decoded) for name, each in opened.items()}
     defaults = recipe_defaults(task.kind, embedded=config.data.path is None)
     kind = {"augmentation": defaults["augmentation"]}
     recipe = FullRecipe.model_validate(laid_over(kind, config.recipe))
@@ -159,6 +162,15 @@ def _plan(
     return planned
 
 
+@contextmanager
+def _refusals(key: str) -> Iterator[None]:
+    """What is wrong with the data, under the key of the config that names them."""
+    try:
+        yield
+    except DataError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 def _data(data: DataConfig, network: str) -> DataConfig:
     """The field's own networks take images as large as they were made for, where the config does not say."""
     faces = network in NETWORKS and network not in ("conv4", "resnet")
@@ -167,10 +179,15 @@ def _data(data: DataConfig, network: str) -> DataConfig:
 
 def _digests(planned: TrainingPlan) -> dict[str, str]:
     """Of the decoded pairs."""
-    return {
-        name: hashlib.sha256(pairs.images.tobytes() + pairs.genuine_P.tobytes()).hexdigest()[:16]
-        for name, pairs in planned.pairs.items()
-    }
+    return {name: _digest(pairs) for name, pairs in planned.pairs.items()}
+
+
+def _digest(pairs: PairImages) -> str:
+    listed = pairs.listed
+    digest = hashlib.sha256(pairs.images.tobytes())
+    for values in (listed.first_P, listed.second_P, listed.genuine_P, listed.fold_P):
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def run_training(planned: TrainingPlan, *, on_event: OnEvent) -> Completed:

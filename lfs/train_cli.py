@@ -26,7 +26,11 @@ def train(
     loss: Annotated[str | None, typer.Option(help="A name, a winner.json, or the folder of a search.")] = None,
     network: Annotated[str | None, typer.Option(help="iresnet50, mobilefacenet, timm:NAME, module:factory ...")] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(metavar="SET.bin", help="Score on this verification set too; several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="LIST[=IMAGES]",
+            help="Score on these pairs too: a .bin, or a pairs.txt or .csv of images of DATA or IMAGES; several times.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--out", help="The folder of the training.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the training in this folder.")] = None,
@@ -115,7 +119,8 @@ def embed(
         Literal["all", "train", "val", "test"], typer.Option(help="Which of the set's identities.")
     ] = "all",
 ) -> None:
-    """Write the embeddings of a set's images: embeddings, flipped (those of the mirrored images), labels, paths."""
+    """Write the embeddings of a set's images: embeddings, labels, paths; flipped, those of the mirrored images, where
+    the network was trained on mirrored images."""
     from lfs.embedding import embed_set
 
     images = embed_set(network, data, output, split=split)

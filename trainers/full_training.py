@@ -24,7 +24,8 @@ from trainers.evaluation import Diverged, Evaluator, as_float, collapse, on_devi
 from trainers.full_learner import FullLearner
 from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
 from trainers.learning_rate import full_rate_of
-from trainers.pair_accuracy import PairImages, pair_accuracy
+from trainers.pair_accuracy import pair_accuracy
+from trainers.pair_images import PairImages
 from trainers.random_streams import BATCHES, MARGINS, WEIGHTS, random_stream
 from trainers.task import LabelledImages, Task
 

@@ -14,7 +14,8 @@ from trainers.full_learner import FullLearner
 from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
 from trainers.full_training import FullTraining, Row
 from trainers.learning_rate import full_rate_of
-from trainers.pair_accuracy import PairImages
+from trainers.pair_images import PairImages
+from trainers.protocols.listed_pairs import consecutive_pairs
 
 RECIPE = FullRecipe(network="conv4", width=4, embedding_dim=16, batch_size=32, epochs=3, learning_rate=0.1)
 COSFACE = catalog.cosface(margin=0.1, scale=16)
@@ -177,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(toy_task: Task) -> None:
 def test_pairs_are_scored_by_image_and_mirrored_image(toy_task: Task) -> None:
     images = toy_task.reward.images[:40]
     labels = toy_task.reward.labels[:40]
-    pairs = PairImages(images=images, genuine_P=labels[0::2] == labels[1::2])
+    pairs = PairImages(images=images, listed=consecutive_pairs(labels[0::2] == labels[1::2]))
     scored = {
         flip: finish(training(toy_task, pairs={"toy": pairs}, milestones=Milestones(flip=flip)))[0][-1]
         for flip in (False, True)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from trainers.evaluation import in_batches
 from trainers.formats.pair_sets import PairSet, write_pairs
-from trainers.pair_accuracy import PairImages, pair_accuracy
+from trainers.pair_accuracy import pair_accuracy
+from trainers.pair_images import PairImages
 from trainers.protocols.embedding_sets import read_embeddings
-from trainers.protocols.listed_pairs import cosines, evaluate_listed_pairs, read_listed_pairs
+from trainers.protocols.listed_pairs import consecutive_pairs, cosines, evaluate_listed_pairs, read_listed_pairs
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def drawn(pairs: int) -> PairImages:
     images = rng.integers(0, 256, (2 * pairs, 1, 8, 8), dtype=np.uint8)
     genuine_P = rng.random(pairs) < 0.5
     images[1::2][genuine_P] = images[0::2][genuine_P] // 2 + images[1::2][genuine_P] // 2
-    return PairImages(images=images, genuine_P=genuine_P)
+    return PairImages(images=images, listed=consecutive_pairs(genuine_P))
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -39,7 +40,7 @@ def test_a_training_and_an_evaluation_agree_on_the_same_pairs(pairs: int, flip: 
     seen = images.images[..., ::-1].copy() if flip else images.images  # the mean of an image with itself is itself
     both = [in_batches(embed, torch.from_numpy(each)).numpy() for each in (images.images, seen)]
     np.savez(tmp_path / "embedded.npz", embeddings=both[0], flipped=both[1])
-    write_pairs(PairSet(images=[b"x"] * 2 * pairs, genuine_P=images.genuine_P), tmp_path / "set.bin")
+    write_pairs(PairSet(images=[b"x"] * 2 * pairs, genuine_P=images.listed.genuine_P), tmp_path / "set.bin")
     embedded = read_embeddings(tmp_path / "embedded.npz")
     listed = read_listed_pairs(tmp_path / "set.bin", embedded)
     evaluated = evaluate_listed_pairs(embedded, listed, fars=(), resamples=20, rng=np.random.default_rng(0))

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from trainers.formats.pair_sets import read_pairs
 from trainers.image_source import DataError
 from trainers.pair_protocol import accuracy_by_fold, number_of, read_pair_list
-from trainers.protocols.embedding_sets import EmbeddingSet
+from trainers.protocols.embedding_sets import EmbeddingSet, ImageTable
 from trainers.protocols.measures import LEVEL, Curve, Evaluation, Measure, few_accepts, resolved
 from trainers.protocols.roc import Roc, cells, merged
 from trainers.resampling import draw_units
@@ -54,14 +54,13 @@ class ListedPairs:
         )
 
 
-def read_listed_pairs(path: Path, images: EmbeddingSet) -> ListedPairs:
-    """The pairs in a `pairs.txt` of LFW, a `.bin` of InsightFace, or a CSV, and where their embeddings are.
+def read_listed_pairs(path: Path, images: ImageTable) -> ListedPairs:
+    """The pairs in a `pairs.txt` of LFW, a `.bin` of InsightFace, or a CSV, and which rows of `images` they compare.
 
     - `pairs.txt` names an image by identity and number: found by `paths`, of which the folder is the identity and the
       last digits of the file's name are the number (`Ann_Veneman/Ann_Veneman_0003.jpg`).
-    - `.bin`: the embeddings are those of its images in order, two a pair; ten folds of consecutive pairs, as
-      InsightFace's code has them.
-    - CSV: `first,second,genuine[,fold]`; images as in `EmbeddingSet.rows_of`, `genuine` 1 or 0.
+    - `.bin`: `images` are its own in order, two a pair; ten folds of consecutive pairs, as InsightFace's code has them.
+    - CSV: `first,second,genuine[,fold]`; images as in `ImageTable.rows_of`, `genuine` 1 or 0.
 
     Where a list has no folds, its genuine and its impostor pairs go into ten folds in order. Raises `DataError`.
     """
@@ -71,7 +70,7 @@ def read_listed_pairs(path: Path, images: EmbeddingSet) -> ListedPairs:
     return reader(path, images)
 
 
-def _from_text(path: Path, images: EmbeddingSet) -> ListedPairs:
+def _from_text(path: Path, images: ImageTable) -> ListedPairs:
     listed = read_pair_list(path)
     paths = images.column("paths", f"{path} needs to find images by identity and number")
     row_of = {(PurePosixPath(name).parent.name, number_of(name)): row for row, name in enumerate(paths.tolist())}
@@ -85,19 +84,24 @@ def _from_text(path: Path, images: EmbeddingSet) -> ListedPairs:
     return ListedPairs(first_P=first_P, second_P=second_P, genuine_P=listed.genuine_P, fold_P=folds)
 
 
-def _from_bin(path: Path, images: EmbeddingSet) -> ListedPairs:
+def _from_bin(path: Path, images: ImageTable) -> ListedPairs:
     genuine_P = read_pairs(path).genuine_P
     if len(images) != 2 * len(genuine_P):
         raise DataError(
             f"{path} has {2 * len(genuine_P)} images, two a pair, but {images.name} has {len(images)} embeddings; it "
             "must have one for each image, in the same order"
         )
+    return consecutive_pairs(genuine_P)
+
+
+def consecutive_pairs(genuine_P: Bools) -> ListedPairs:
+    """Pairs of images that follow each other, in `consecutive_folds`, as InsightFace has them."""
     first_P = 2 * np.arange(len(genuine_P))
     fold_P = consecutive_folds(len(genuine_P))
     return ListedPairs(first_P=first_P, second_P=first_P + 1, genuine_P=genuine_P, fold_P=fold_P)
 
 
-def _from_csv(path: Path, images: EmbeddingSet) -> ListedPairs:
+def _from_csv(path: Path, images: ImageTable) -> ListedPairs:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, strict=True) if row]
