@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lfs.data_cli import data_app
 from lfs.errors import UserError
-from lfs.evaluate_cli import evaluate_command
+from lfs.evaluate_cli import ALL, evaluate_command
 from lfs.methods import METHODS
 from lfs.session import INTERRUPTED, STOPPED, Interrupted, signals, tracked
 from lfs.train_cli import embed, train
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lfs.launch import Plan
     from search_space import LossSpec
     from search_space.catalog import Value
-    from trainers.protocols.groups import Spread
+    from trainers.protocols.groups import Breakdown
     from trainers.protocols.measures import Evaluation
 
 app = typer.Typer(
@@ -428,14 +428,16 @@ def export(
     out.print("\n" + EXAMPLE.format(path=path), soft_wrap=True)
 
 
-def _evaluation_page(title: str, found: "Mapping[str, Evaluation]", spread: "Mapping[str, Spread]") -> str:
+def _evaluation_page(title: str, whole: "Evaluation", groups: "Breakdown") -> str:
     from analysis.protocol_page import evaluation_html
     from lfs.evaluation_tables import curves, measures, spreads
 
-    whole = next(iter(found.values()))
-    tables = {"with 95 % intervals": measures(found)} | ({"over groups": spreads(spread)} if spread else {})
+    found, spread = {ALL: whole, **groups.scored}, groups.spreads()
+    tables = {"with 95 % intervals": measures(found, groups.unscored)}
+    tables |= {"over groups": spreads(spread)} if spread else {}
     axes = ("FPIR", "TPIR") if whole.protocol == "identification" else ("FAR", "TAR")
-    return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=whole.notes)
+    notes = [*whole.notes, *groups.notes()]
+    return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=notes)
 
 
 app.command()(evaluate_command(_evaluation_page))

@@ -12,7 +12,7 @@ from tests.trainers.protocols.sets import clusters, corners, cosine_table, embed
 from trainers.image_source import DataError
 from trainers.protocols.all_pairs import evaluate_all_pairs
 from trainers.protocols.embedding_sets import EmbeddingSet
-from trainers.protocols.groups import by_group, spread, spreads
+from trainers.protocols.groups import by_group, spread
 from trainers.protocols.identification import evaluate_distractors, evaluate_identification
 from trainers.protocols.listed_pairs import (
     ListedPairs,
@@ -334,9 +334,26 @@ def test_each_group_is_evaluated_by_itself() -> None:
 
     found = by_group(group_N, evaluate)
     alone = verification(images.embeddings_ND[group_N == "low"], images.labels()[group_N == "low"], FARS)
-    assert found["low"].measures["auc"].value == pytest.approx(alone["auc"])
-    assert spreads(found)["auc"].lowest == min(each.measures["auc"].value for each in found.values())
+    assert found.scored["low"].measures["auc"].value == pytest.approx(alone["auc"])
+    assert found.spreads()["auc"].lowest == min(each.measures["auc"].value for each in found.scored.values())
+    assert found.notes() == []
     with pytest.raises(DataError, match="two groups, but got one"):
         by_group(np.full(120, "one"), evaluate)
-    with pytest.raises(DataError, match=r"group 'b': mine\.npz has 0 pairs of one identity"):
-        by_group(np.where(np.arange(120) < 119, "a", "b"), evaluate)
+    with pytest.raises(DataError, match=r"none of 120 groups can be scored; '0': mine\.npz has 0 pairs of one"):
+        by_group(np.arange(120).astype(str), evaluate)
+
+
+def test_a_group_that_cannot_be_scored_leaves_the_others_and_their_spread_alone() -> None:
+    images = clusters(8, 120, 20)
+
+    def evaluate(rows: npt.NDArray[np.bool_]) -> Evaluation:
+        return evaluate_all_pairs(images.only(rows), fars=FARS, resamples=20, rng=rng())
+
+    two = by_group(np.where(np.arange(118) < 60, "a", "b"), lambda rows: evaluate(np.append(rows, [False, False])))
+    three = by_group(np.repeat(["a", "b", "c"], [60, 58, 2]), evaluate)
+    assert (three.names, [*three.scored]) == (["a", "b", "c"], ["a", "b"])
+    assert three.spreads() == two.spreads() != {}
+    assert three.notes()[0].startswith("group 'c' is not scored: mine.npz has ")
+    one = by_group(np.repeat(["a", "b"], [118, 2]), evaluate)
+    assert one.spreads() == {}
+    assert one.notes()[1] == "no spread over groups: it needs two that are scored"
