@@ -3,6 +3,7 @@
 N images, D embedding.
 """
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,13 +21,15 @@ from trainers.image_cache import Colour, decode_image
 from trainers.image_source import DataError, ImageSource
 
 _IMAGES_AT_A_TIME = 512
+_OWN = ("embeddings", "flipped", "labels", "paths")
 
 
 def embed_set(folder: Path, data: Path, output: Path, *, split: Literal["all", "train", "val", "test"]) -> int:
     """Write `embeddings`, float32 N×D, `labels` (class names) and `paths` (images' names), N each, and return N.
 
-    Where the network was trained on mirrored images, `flipped` are the embeddings of those. Images are decoded,
-    embedded and forgotten in turn. Raises `UserError`; then nothing is written.
+    Where the network was trained on mirrored images, `flipped` are the embeddings of those. Further columns of a table
+    of images go along, as what `evaluate --by` groups by. Images are decoded, embedded and forgotten in turn. Raises
+    `UserError`; then nothing is written.
     """
     if output.suffix != ".npz":
         raise UserError(f"embeddings are written to a file that ends in .npz, but got {output}")
@@ -39,11 +42,14 @@ def embed_set(folder: Path, data: Path, output: Path, *, split: Literal["all", "
         names = source.names(classes)
         if not names:
             raise UserError(f"{data} has no images in the split '{split}'")
+        if taken := [column for column in source.columns if column in _OWN]:
+            raise UserError(f"{data} has a column '{taken[0]}', which embeddings have their own of; rename it")
         found = _embedded(network, description, source, names)
     except (DataError, ExportError, NetworkError) as error:
         raise UserError(str(error)) from None
+    columns = {column: np.array([text_of[name] for name in names]) for column, text_of in source.columns.items()}
     labels = np.array([name for name in classes for _ in source.files[name]])
-    _write(output, {**found, "labels": labels, "paths": np.array(names)})
+    _write(output, {**found, **columns, "labels": labels, "paths": np.array(names)})
     return len(names)
 
 
@@ -66,8 +72,10 @@ def _embedded(
 
 
 def _write(output: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Whole or not at all."""
+    """An `.npz` of arrays of any names, whole or not at all."""
     partial = output.with_name(f"{output.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called as a parameter of savez
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     partial.rename(output)

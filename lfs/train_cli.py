@@ -119,8 +119,10 @@ def embed(
         Literal["all", "train", "val", "test"], typer.Option(help="Which of the set's identities.")
     ] = "all",
 ) -> None:
-    """Write the embeddings of a set's images: embeddings, labels, paths; flipped, those of the mirrored images, where
-    the network was trained on mirrored images."""
+    """Write the embeddings of a set's images: embeddings, labels, paths, and further columns of a CSV or parquet.
+
+    Where the network was trained on mirrored images there is also flipped, the embeddings of those.
+    """
     from lfs.embedding import embed_set
 
     images = embed_set(network, data, output, split=split)

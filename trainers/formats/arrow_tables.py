@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
-from trainers.formats.labelled import Row, found_in_table, image_names
+from trainers.formats.labelled import Columns, Row, found_in_table, image_names
 from trainers.image_folder import beside
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
@@ -69,11 +69,13 @@ def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
     rows: list[Row] = []
     columns: list[pa.ChunkedArray] = []
     at: list[tuple[int, int]] = []
+    tables = [table for table, _, _ in parts]
     for number, (table, names, split) in enumerate(parts):
         images = next((word for word in _IMAGE_WORDS if _holds_bytes(table, word)), None)
         if images is None:
             listed = [row for each in parts for row in _listed(*each, path)]
-            return found_in_list(path if path.is_file() else path / "list", listed)
+            further = _columns(tables, path, listed=True)
+            return found_in_list(path if path.is_file() else path / "list", listed, further)
         of_part, column = _rows(table, images, names, split, path)
         rows += of_part
         columns.append(column)
@@ -82,7 +84,9 @@ def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
     store = ArrowStore(columns, dict(zip(image_of, at, strict=True)))
     kind = "parquet" if path.is_file() else "huggingface"
     folder = path.parent if path.is_file() else path
-    return found_in_table(path, kind, rows, image_of, store).with_table(beside(folder / TABLE_NAME))
+    further = _columns(tables, path, listed=False)
+    found = found_in_table(path, kind, rows, image_of, store, further)
+    return found.with_table(beside(folder / TABLE_NAME))
 
 
 _Part = tuple[pa.Table, Sequence[str], str]
@@ -171,6 +175,33 @@ def _splits(table: pa.Table, split: str) -> list[str]:
     if "split" not in table.column_names:
         return [split] * len(table)
     return [str(value or "") for value in table["split"].to_pylist()]
+
+
+def _columns(tables: Sequence[pa.Table], path: Path, *, listed: bool) -> Columns:
+    """What the tables say beyond label, split and, where they list them, paths; empty where one lacks a column."""
+    further = [_texts(table, path, listed=listed) for table in tables]
+    return {
+        name: [text for table, of in zip(tables, further, strict=True) for text in of.get(name, [""] * len(table))]
+        for name in dict.fromkeys(name for of in further for name in of)
+    }
+
+
+def _texts(table: pa.Table, path: Path, *, listed: bool) -> Columns:
+    """The further columns that hold texts, whole numbers or booleans."""
+    used = {"split", column_of(LABEL_WORDS, table.column_names, path)}
+    if listed:
+        used.add(column_of(PATH_WORDS, table.column_names, path))
+    return {
+        field.name: ["" if value is None else str(value) for value in table[field.name].to_pylist()]
+        for field in table.schema
+        if field.name not in used and _says_something(field.type)
+    }
+
+
+def _says_something(kind: pa.DataType) -> bool:
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    return any(check(of) for check in checks)
 
 
 def write_parquet(source: ImageSource, target: Path, on_image: OnImage) -> None:
