@@ -13,7 +13,7 @@ from lfs.found_loss import LossChoice
 from search_space.frozen import FrozenModel
 from trainers.data import DataConfig
 from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
-from trainers.recipe import Augmentation
+from trainers.recipe import Augmentation, Sampling
 
 
 class PairsChoice(FrozenModel):
@@ -62,6 +62,7 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
     "pairs": PairsChoice,
     "recipe": FullRecipe,
     "recipe.augmentation": Augmentation,
+    "recipe.sampling": Sampling,
     "tracking": TrackingConfig,
 }
 

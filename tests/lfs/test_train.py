@@ -235,6 +235,10 @@ WRONG = {
         ["--loss", "arcface", "--set=recipe.accumulation=3", "--out", "o"],
         ["recipe", "accumulation must cut batch_size=128"],
     ),
+    "an unknown key of the sampling": (
+        ["--loss", "arcface", "--set=recipe.sampling.cap=3", "--out", "o"],
+        ["'recipe.sampling.cap'", "known are kind, images_per_class, max_images_per_class"],
+    ),
     "a batch larger than the data": (
         ["--loss", "arcface", "--network", "conv4", "--set=recipe.batch_size=99999", "--out", "o"],
         ["batch_size must be at most", "99999"],
