@@ -1,10 +1,11 @@
-"""Image sets in Arrow tables: parquet files, and folders of Hugging Face's `datasets` on disk.
+"""Image sets in Arrow tables: parquet files, and folders of Hugging Face's `datasets` on disk; and CSV files of texts.
 
 An image is a struct of `bytes` and `path`, as `datasets` has it, or plain bytes; or a table lists paths. A label is a
 text or a number, which the features that `datasets` keeps beside or in the schema may name. Parquet is held in memory
 while it is read, Arrow files are mapped.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
 from trainers.formats.labelled import Columns, Row, found_in_table, image_names
@@ -202,6 +206,51 @@ def _says_something(kind: pa.DataType) -> bool:
     of = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
     return any(check(of) for check in checks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """A column of P texts, of which U are different: `text_U[code_P]`."""
+
+    text_U: npt.NDArray[np.str_]
+    code_P: npt.NDArray[np.int64]
+
+
+def read_csv_texts(path: Path, columns: Sequence[str]) -> dict[str, Texts]:
+    """The columns of a CSV with this header, empty lines left out. Raises `DataError`, naming the line where it can."""
+    wrong: list[csv.InvalidRow] = []
+
+    def skip(row: csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "skip"
+
+    kind = pa.dictionary(pa.int32(), pa.string())
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(invalid_row_handler=skip),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, kind)),
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as a CSV ({' '.join(str(error).split())[:200]}); restore it") from None
+    if wrong:
+        line, text = csv_line(path, wrong[0].number - 1)
+        raise DataError(f"line {line} of {path} must be {','.join(columns)}, but is {text[:100]!r}")
+    return {name: _coded(table[name]) for name in columns}
+
+
+def _coded(column: pa.ChunkedArray) -> Texts:
+    whole = column.unify_dictionaries().combine_chunks()
+    texts = np.array(whole.dictionary.to_pylist(), dtype=np.str_)
+    return Texts(text_U=texts, code_P=whole.indices.to_numpy().astype(np.int64))
+
+
+def csv_line(path: Path, row: int) -> tuple[int, str]:
+    """The number, from 1 on, and the text of a row, which counts lines that are not empty from the header, 0, on."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline=None) as file:
+        lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, start=1))
+        return next(itertools.islice((line for line in lines if line[1]), row, None))
 
 
 def write_parquet(source: ImageSource, target: Path, on_image: OnImage) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from trainers.formats.arrow_tables import Texts, csv_line, read_csv_texts
 from trainers.formats.pair_sets import read_pairs
 from trainers.image_source import DataError
 from trainers.pair_protocol import accuracy_by_fold, number_of, read_pair_list
@@ -102,22 +103,36 @@ def consecutive_pairs(genuine_P: Bools) -> ListedPairs:
 
 
 def _from_csv(path: Path, images: ImageTable) -> ListedPairs:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, strict=True) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); give a list of pairs") from None
-    head = rows[0] if rows else []
+    head = _header(path)
     if head[:3] != ["first", "second", "genuine"] or head[3:] not in ([], ["fold"]):
         raise DataError(f"{path} must begin with first,second,genuine or first,second,genuine,fold, but got {head}")
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(head) or row[2].strip().lower() not in _WORDS:
-            raise DataError(f"line {number} of {path} must be {','.join(head)} with genuine 1 or 0, but is {row}")
-    table = np.array(rows[1:], dtype=np.str_).reshape(-1, len(head))
-    genuine_P = np.array([_WORDS[word.strip().lower()] for word in table[:, 2]], dtype=np.bool_)
-    fold_P = np.unique(table[:, 3], return_inverse=True)[1] if len(head) > 3 else _dealt(genuine_P)
-    first_P, second_P = (images.rows_of(table[:, side], str(path)) for side in (0, 1))
+    columns = read_csv_texts(path, head)
+    genuine_P = _booleans(columns["genuine"], path)
+    if "fold" in columns:
+        fold_P = np.unique(columns["fold"].text_U, return_inverse=True)[1][columns["fold"].code_P]
+    else:
+        fold_P = _dealt(genuine_P)
+    first_P, second_P = (
+        images.rows_of(columns[side].text_U, str(path))[columns[side].code_P] for side in ("first", "second")
+    )
     return ListedPairs(first_P=first_P, second_P=second_P, genuine_P=genuine_P, fold_P=fold_P)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next((row for row in csv.reader(file) if row), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}); give a list of pairs") from None
+
+
+def _booleans(words: Texts, path: Path) -> Bools:
+    known_U = [_WORDS.get(word.strip().lower()) for word in words.text_U.tolist()]
+    wrong_P = np.array([known is None for known in known_U], dtype=np.bool_)[words.code_P]
+    if wrong_P.any():
+        line, text = csv_line(path, 1 + int(wrong_P.argmax()))
+        raise DataError(f"line {line} of {path} must have 1 or 0 for genuine, but is {text[:100]!r}")
+    return np.array(known_U, dtype=np.bool_)[words.code_P]
 
 
 def consecutive_folds(pairs: int) -> Ints:
