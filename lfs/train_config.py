@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from lfs.config import TrackingConfig
+from lfs.config import TrackingConfig, fields_of
 from lfs.config_file import ConfigError, read_values, sentence
 from lfs.found_loss import LossChoice
 from search_space.frozen import FrozenModel
@@ -38,19 +38,13 @@ class TrainConfig(FrozenModel):
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     data: DataConfig = DataConfig()
     loss: LossChoice
-    recipe: Mapping[str, Any] = {}
+    recipe: Annotated[Mapping[str, Any], fields_of(FullRecipe)] = {}
     """The fields of `FullRecipe` that differ from its defaults; the augmentation's are those of the kind of data."""
     numerics: FullNumerics = FullNumerics()
     milestones: Milestones = Milestones()
     pairs: tuple[PairsChoice, ...] = ()
     """What the network is scored on along the way."""
     tracking: TrackingConfig = TrackingConfig()
-
-    @field_validator("recipe")
-    @classmethod
-    def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-        FullRecipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
-        return recipe
 
 
 _TABLES: Mapping[str, type[FrozenModel]] = {
