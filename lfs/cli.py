@@ -250,9 +250,9 @@ def _show_comparison(folder: Path) -> None:
 def report(run: Run) -> None:
     """Write report.html of a run, finished or not, and print its path."""
     from analysis.report import write_report
-    from lfs.launch import read_started
+    from lfs.launch import read_search
 
-    read_started(run)
+    read_search(run)
     out.print(str(write_report(run.absolute())), soft_wrap=True)
 
 
@@ -308,10 +308,10 @@ def _print_addresses(run: Path, uri: str, base: str) -> None:
 
 
 def _tracking_uri(run_dir: Path, uri: str | None) -> str:
-    from lfs.launch import read_started, workspace_of
+    from lfs.launch import read_run, workspace_of
     from lfs.tracker_uri import resolve_uri
 
-    tracking = read_started(run_dir).config["tracking"]
+    tracking = read_run(run_dir)[0].config["tracking"]
     configured = tracking.get("uri") if isinstance(tracking, dict) else None
     return resolve_uri(uri or (str(configured) if configured else None), workspace_of(run_dir))
 
@@ -411,11 +411,10 @@ def export(
     run: Run, output: Annotated[Path | None, typer.Option(help="Default: winner.json in the run folder.")] = None
 ) -> None:
     """Write the winner's schedule and the constant loss at the final mean as JSON, and show how to use them."""
-    from lfs.journal import FILE_NAME, read_events
+    from lfs.launch import read_search
     from lfs.winner import take_home
 
-    events, _ = read_events(run / FILE_NAME)
-    found = take_home(events)
+    found = take_home(read_search(run)[1])
     content = json.dumps(found, indent=2)
     path = output or run / "winner.json"
     try:

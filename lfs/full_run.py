@@ -25,7 +25,7 @@ from lfs.journal import (
     Started,
     Trained,
 )
-from lfs.launch import OnEvent, held_journal, laid_over, read_search, workspace_of
+from lfs.launch import OnEvent, held_journal, laid_over, read_run, workspace_of
 from lfs.runner import default_device
 from lfs.sources import versions
 from lfs.train_config import TrainConfig, validated_training
@@ -87,7 +87,7 @@ def plan_resumed(
     folder: Path, overrides: Sequence[str] = (), *, on_decoded: OnDecoded = lambda *_: None
 ) -> TrainingPlan:
     """The plan of the training that `folder` holds, its loss as it was found then. Raises `UserError`."""
-    started, _ = read_search(folder)
+    started, _ = read_run(folder)
     training = started.config.get(TRAINING)
     if not isinstance(training, dict):
         raise JournalError(f"{folder} holds a search, not a training; go on with: lossearch resume {folder}")

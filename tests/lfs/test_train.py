@@ -282,7 +282,10 @@ def test_folders_of_something_else_are_refused(
         told: list[str | Path] = ["--data", shapes, "--loss", "arcface", "--out", taken, *UNTRACKED]
         refused(lossearch("train", *told), "already holds", "--resume", "--out")
     refused(lossearch("train", "--resume", run_dir), "holds a search, not a training", f"lossearch resume {run_dir}")
-    refused(lossearch("resume", folder), "holds a training, not a search", f"lossearch train --resume {folder}")
+    for command in ("resume", "report", "export", "compare"):
+        refused(lossearch(command, folder), "holds a training, not a search", f"lossearch train --resume {folder}")
+    refused(lossearch("train", "--loss", folder, "--out", "o"), "not a search", f"{folder / 'loss.json'} has its loss")
+    refused(lossearch("data", "check", shapes, "--checkpoint", folder), "not a search", f"lossearch embed {folder}")
     refused(lossearch("train", "--resume", folder, "--set=recipe.epochs=9"), "tracking only", "recipe.epochs=9")
     assert (contents(folder), contents(run_dir)) == before
 
