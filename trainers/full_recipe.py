@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from search_space.frozen import FrozenModel, Real
-from trainers.recipe import Augmentation, NetworkRecipe, known_network
+from trainers.recipe import TrainingRecipe, known_network
 
 
-class FullRecipe(NetworkRecipe):
-    """Network, optimiser and learning rate of a full training. The defaults are InsightFace's for CASIA-WebFace
+class FullRecipe(TrainingRecipe):
+    """Network, images, optimiser and learning rate of a full training. The defaults are InsightFace's for CASIA-WebFace
     (`arcface_torch/configs/base.py`, 7fadd42)."""
 
     network: Annotated[str, AfterValidator(known_network)] = "iresnet50"
@@ -41,7 +41,6 @@ class FullRecipe(NetworkRecipe):
     """The longest gradient of the network's weights, all together; None: any. Class weights are not clipped."""
     sample_rate: Annotated[Real, Field(gt=0, le=1)] = 1.0
     """The share of classes that a step compares with (Partial FC)."""
-    augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
