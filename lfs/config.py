@@ -136,7 +136,7 @@ class SamplerConfig(FrozenModel):
     eta: Annotated[int, Field(ge=2, le=10)] = 3
     """Of the candidates at a rung one in `eta` goes on, for `eta` times as long."""
     min_epochs: Annotated[int, Field(ge=1)] | None = None
-    """The first rung; None: a third of the horizon, as rewards of the first epochs say little of the last ones."""
+    """The first rung; None: a quarter of the horizon, yet not the first epoch, whose rewards mislead."""
     startup: Annotated[int, Field(ge=1)] = 10
     """Random candidates before TPE and GP begin to model."""
     population: Annotated[int, Field(ge=2, le=10_000)] | None = None
@@ -152,7 +152,7 @@ class SamplerConfig(FrozenModel):
 
     def first_rung(self, horizon_epochs: int) -> int:
         """Epochs after which candidates are compared for the first time."""
-        return self.min_epochs or -(-horizon_epochs // 3)
+        return self.min_epochs or max(-(-horizon_epochs // 4), min(2, horizon_epochs - 1))
 
     @property
     def cmaes_population(self) -> int:

@@ -123,7 +123,7 @@ CONFIGS = {
     ),
     "too few candidates for a rung": (
         '[search]\nmethod = "sampler"\nfidelity = "halving"\ncandidates = 2',
-        ["needs 3 candidates for one to reach the end, but has 2"],
+        ["needs 9 candidates for one to reach the end, but has 2"],
     ),
     "released code on another space": (
         '[search]\nmethod = "released"',

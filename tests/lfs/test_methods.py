@@ -108,9 +108,15 @@ def test_an_unknown_method_is_named_with_those_that_are_known(name: str, hint: s
 
 @pytest.mark.parametrize(
     ("method", "horizon", "rungs"),
-    [("asha", 8, {3, 8}), ("asha", 12, {4, 12}), ("hyperband", 9, {3, 9}), ("bohb", 30, {10, 30})],
+    [
+        ("asha", 3, {2, 3}),
+        ("asha", 8, {2, 6, 8}),
+        ("asha", 12, {3, 9, 12}),
+        ("hyperband", 9, {3, 9}),
+        ("bohb", 30, {8, 24, 30}),
+    ],
 )
-def test_by_default_candidates_are_first_compared_after_a_third_of_the_horizon(
+def test_by_default_candidates_are_first_compared_after_a_quarter_of_the_horizon_and_not_after_one_epoch(
     method: str, horizon: int, rungs: set[int]
 ) -> None:
     config = config_of(method)
