@@ -213,9 +213,10 @@ def _beforehand(results: Results) -> Section:
     tested = len(results.rivals)
     began = "–" if started is None else when(started.time)
     seeds = ", ".join(map(str, results.seeds))
+    chosen = "as asked for" if plan["options"].get("metric") else "the search's reward"
     statements = {
         "written": f"{began}, before the first training; the test was opened {when(opened.time)}",
-        "tested score": f"{score_title(results.metric)}, the search's reward, here on the test identities",
+        "tested score": f"{score_title(results.metric)}, {chosen}, here on the test identities",
         "tested contrasts": f"{tested}, the winner against each baseline and control; level {results.level:g}, Holm",
         "seeds": f"{seeds}; none of them was used by a search of this comparison or an earlier one",
         "repeated": results.repeats,

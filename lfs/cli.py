@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lfs.data_cli import data_app
 from lfs.errors import UserError
-from lfs.evaluate_cli import evaluate_command
+from lfs.evaluate_cli import ALL, evaluate_command
 from lfs.methods import METHODS
 from lfs.session import INTERRUPTED, STOPPED, Interrupted, signals, tracked
 from lfs.train_cli import embed, train
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lfs.launch import Plan
     from search_space import LossSpec
     from search_space.catalog import Value
-    from trainers.protocols.groups import Spread
+    from trainers.protocols.groups import Breakdown
     from trainers.protocols.measures import Evaluation
 
 app = typer.Typer(
@@ -45,8 +45,6 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a search
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one config value.")]
 
 DEFAULT_WORKSPACE = Path("lossearch")
-_SHOWN = 10
-"""How many damaged images are named."""
 
 
 @app.command()
@@ -91,6 +89,7 @@ def _run(planned: "Plan") -> None:
     from lfs.journal import FILE_NAME
     from lfs.launch import run, workspace_of
     from lfs.progress import Progress
+    from lfs.reading_bar import name_damaged
     from lfs.search import SearchStoppedError
     from lfs.tracker import Tracker
     from lfs.tracker_uri import resolve_uri
@@ -98,7 +97,7 @@ def _run(planned: "Plan") -> None:
     run_dir, tracking = planned.run_dir, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
     out.print(f"run: {run_dir}", soft_wrap=True)
-    _name_damaged(planned.task.damaged)
+    name_damaged(out, planned.task.damaged)
     with signals(), tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
         try:
             with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:
@@ -122,13 +121,6 @@ def _run(planned: "Plan") -> None:
         except SearchStoppedError as error:
             err.print(f"lossearch: {error}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-
-
-def _name_damaged(names: Sequence[str]) -> None:
-    if names:
-        more = ", ..." if len(names) > _SHOWN else ""
-        shown = ", ".join(names[:_SHOWN])
-        out.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)
 
 
 def _conclude(run_dir: Path) -> None:
@@ -172,6 +164,9 @@ def compare(
     schedule_controls: Annotated[
         bool, typer.Option("--schedule-controls", help="Also the winner's schedule shuffled, and its last loss alone.")
     ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="The tested score, such as tar_at_far_1e-3; default: the search's reward.")
+    ] = None,
     resamples: Annotated[int | None, typer.Option(help="Of the bootstrap; default 1000.")] = None,
     also: Annotated[
         list[Path] | None,
@@ -191,8 +186,9 @@ def compare(
 
     lists = {"scales": scales, "cosface_margins": cosface_margins, "arcface_margins_rad": arcface_margins}
     grid = {name: text for name, text in lists.items() if text is not None}
-    options = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute, "resamples": resamples}
-    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
+    options: dict[str, object] = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute}
+    options |= {"metric": metric, "resamples": resamples}
+    given = {name: value for name, value in options.items() if value is not None}
     given |= ({"grid": grid} if grid else {}) | ({"tune": False} if no_tune else {})
     given |= {"schedule_controls": True} if schedule_controls else {}
     given |= {"also": [str(each.absolute()) for each in also]} if also else {}
@@ -258,9 +254,9 @@ def _show_comparison(folder: Path) -> None:
 def report(run: Run) -> None:
     """Write report.html of a run, finished or not, and print its path."""
     from analysis.report import write_report
-    from lfs.launch import read_started
+    from lfs.launch import read_search
 
-    read_started(run)
+    read_search(run)
     out.print(str(write_report(run.absolute())), soft_wrap=True)
 
 
@@ -316,10 +312,10 @@ def _print_addresses(run: Path, uri: str, base: str) -> None:
 
 
 def _tracking_uri(run_dir: Path, uri: str | None) -> str:
-    from lfs.launch import read_started, workspace_of
+    from lfs.launch import read_run, workspace_of
     from lfs.tracker_uri import resolve_uri
 
-    tracking = read_started(run_dir).config["tracking"]
+    tracking = read_run(run_dir)[0].config["tracking"]
     configured = tracking.get("uri") if isinstance(tracking, dict) else None
     return resolve_uri(uri or (str(configured) if configured else None), workspace_of(run_dir))
 
@@ -419,11 +415,10 @@ def export(
     run: Run, output: Annotated[Path | None, typer.Option(help="Default: winner.json in the run folder.")] = None
 ) -> None:
     """Write the winner's schedule and the constant loss at the final mean as JSON, and show how to use them."""
-    from lfs.journal import FILE_NAME, read_events
+    from lfs.launch import read_search
     from lfs.winner import take_home
 
-    events, _ = read_events(run / FILE_NAME)
-    found = take_home(events)
+    found = take_home(read_search(run)[1])
     content = json.dumps(found, indent=2)
     path = output or run / "winner.json"
     try:
@@ -436,14 +431,16 @@ def export(
     out.print("\n" + EXAMPLE.format(path=path), soft_wrap=True)
 
 
-def _evaluation_page(title: str, found: "Mapping[str, Evaluation]", spread: "Mapping[str, Spread]") -> str:
+def _evaluation_page(title: str, whole: "Evaluation", groups: "Breakdown") -> str:
     from analysis.protocol_page import evaluation_html
     from lfs.evaluation_tables import curves, measures, spreads
 
-    whole = next(iter(found.values()))
-    tables = {"with 95 % intervals": measures(found)} | ({"over groups": spreads(spread)} if spread else {})
+    found, spread = {ALL: whole, **groups.scored}, groups.spreads()
+    tables = {"with 95 % intervals": measures(found, groups.unscored)}
+    tables |= {"over groups": spreads(spread)} if spread else {}
     axes = ("FPIR", "TPIR") if whole.protocol == "identification" else ("FAR", "TAR")
-    return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=whole.notes)
+    notes = [*whole.notes, *groups.notes()]
+    return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=notes)
 
 
 app.command()(evaluate_command(_evaluation_page))

@@ -49,6 +49,8 @@ class CompareOptions(FrozenModel):
     grid: Grid = Grid()
     equal_compute: tuple[EqualCompute, ...] = ()
     schedule_controls: bool = False
+    metric: RewardMetric | None = None
+    """The score whose differences are tested; None: the search's reward."""
     also: tuple[str, ...] = ()
     """The folders of further searches of the same kind, under other seeds: then the searches are what is repeated."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
@@ -78,7 +80,7 @@ class ComparisonPlan(FrozenModel):
     search_id: str
     options: CompareOptions
     metric: RewardMetric
-    """The one score whose differences are tested: the search's reward, on the test identities."""
+    """The one score whose differences are tested, on the test identities."""
     level: float = LEVEL
     entrants: tuple[Entrant, ...]
     seeds: tuple[int, ...]
@@ -257,7 +259,7 @@ def _new_plan(
         number=number,
         search_id=first.started.search_id,
         options=options,
-        metric=recipe.reward,
+        metric=options.metric or recipe.reward,
         entrants=(
             *own_entrants([each.winner for each in searches], [each.constant for each in searches]),
             *parts,

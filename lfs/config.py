@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lfs.budget import Budget
 from lfs.proposers import Baseline, Optimizer, Sigma
@@ -14,9 +14,19 @@ from search_space.frozen import FrozenModel, Real
 from search_space.spaces import AnySpace, CombinedMargin
 from search_space.spec import LossSpec
 from trainers.data import DataConfig
-from trainers.recipe import Execution, Recipe
+from trainers.recipe import Execution, Recipe, TrainingRecipe
 
 Scalar = str | int | float | bool
+
+
+def fields_of(recipe: type[TrainingRecipe]) -> AfterValidator:
+    """Checks a table of some fields of a recipe: the others being their defaults, it must make one."""
+
+    def check(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        recipe.model_validate_json(json.dumps(dict(table), default=str), strict=True)
+        return table
+
+    return AfterValidator(check)
 
 
 class NamedLoss(FrozenModel):
@@ -25,13 +35,7 @@ class NamedLoss(FrozenModel):
     loss: str
     name: str = ""
     parameters: Mapping[str, Scalar | tuple[float, ...]] = {}
-    recipe: Mapping[str, Scalar] = {}
-
-    @field_validator("recipe")
-    @classmethod
-    def _recipe_fields(cls, recipe: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        Recipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
-        return recipe
+    recipe: Annotated[Mapping[str, Scalar], fields_of(Recipe)] = {}
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
@@ -262,7 +266,7 @@ class RunConfig(FrozenModel):
 
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     data: DataConfig = DataConfig()
-    recipe: Mapping[str, Any] = {}
+    recipe: Annotated[Mapping[str, Any], fields_of(Recipe)] = {}
     """The fields of `Recipe` that differ from the preset of the data."""
     space: AnySpace = CombinedMargin()
     search: SearchConfig = ReinforceConfig()
@@ -271,12 +275,6 @@ class RunConfig(FrozenModel):
     executor: ExecutorConfig = ExecutorConfig()
     numerics: NumericsConfig = NumericsConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-    @field_validator("recipe")
-    @classmethod
-    def _recipe_fields(cls, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-        Recipe.model_validate_json(json.dumps(dict(recipe), default=str), strict=True)
-        return recipe
 
     @model_validator(mode="after")
     def _method_fits_the_space(self) -> Self:

@@ -3,27 +3,33 @@
 N images, D embedding.
 """
 
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+from torch import nn
 
 from lfs.errors import UserError
 from lfs.runner import default_device
-from trainers.exported_network import ExportError, embed_images, load_network
+from trainers.exported_network import ExportError, NetworkDescription, embed_images, load_network
 from trainers.foreign_networks import NetworkError
 from trainers.formats.opening import open_images
 from trainers.image_cache import Colour, decode_image
-from trainers.image_source import DataError
+from trainers.image_source import DataError, ImageSource
 
 _IMAGES_AT_A_TIME = 512
+_OWN = ("embeddings", "flipped", "labels", "paths")
 
 
 def embed_set(folder: Path, data: Path, output: Path, *, split: Literal["all", "train", "val", "test"]) -> int:
-    """Write `embeddings` and `flipped` (of the mirrored images), float32 N×D, `labels` (class names) and `paths`
-    (images' names), N each, and return N. Images are decoded, embedded and forgotten in turn.
+    """Write `embeddings`, float32 N×D, `labels` (class names) and `paths` (images' names), N each, and return N.
 
-    Raises `UserError`; then nothing is written.
+    Where the network was trained on mirrored images, `flipped` are the embeddings of those. Further columns of a table
+    of images go along, as what `evaluate --by` groups by. Images are decoded, embedded and forgotten in turn. Raises
+    `UserError`; then nothing is written.
     """
     if output.suffix != ".npz":
         raise UserError(f"embeddings are written to a file that ends in .npz, but got {output}")
@@ -36,27 +42,40 @@ def embed_set(folder: Path, data: Path, output: Path, *, split: Literal["all", "
         names = source.names(classes)
         if not names:
             raise UserError(f"{data} has no images in the split '{split}'")
-        channels, size, _ = description.image_shape
-        colour: Colour = "grey" if channels == 1 else "rgb"
-        found, mirrored = [], []
-        with source.reader() as read:
-            for first in range(0, len(names), _IMAGES_AT_A_TIME):
-                some = names[first : first + _IMAGES_AT_A_TIME]
-                pixels = [decode_image(read(name), name, image_size=size, colour=colour) for name in some]
-                images_NHWK = np.stack(pixels).reshape(len(some), size, size, channels)
-                images_NKHW = np.ascontiguousarray(images_NHWK.transpose(0, 3, 1, 2))
-                found.append(embed_images(network, images_NKHW, device=default_device()))
-                mirrored.append(embed_images(network, images_NKHW, device=default_device(), flip=True))
+        if taken := [column for column in source.columns if column in _OWN]:
+            raise UserError(f"{data} has a column '{taken[0]}', which embeddings have their own of; rename it")
+        found = _embedded(network, description, source, names)
     except (DataError, ExportError, NetworkError) as error:
         raise UserError(str(error)) from None
-    partial = output.with_name(f"{output.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(
-            file,
-            embeddings=np.concatenate(found),
-            flipped=np.concatenate(mirrored),
-            labels=np.array([name for name in classes for _ in source.files[name]]),
-            paths=np.array(names),
-        )
-    partial.rename(output)
+    columns = {column: np.array([text_of[name] for name in names]) for column, text_of in source.columns.items()}
+    labels = np.array([name for name in classes for _ in source.files[name]])
+    _write(output, {**found, **columns, "labels": labels, "paths": np.array(names)})
     return len(names)
+
+
+def _embedded(
+    network: nn.Module, description: NetworkDescription, source: ImageSource, names: Sequence[str]
+) -> Mapping[str, npt.NDArray[np.float32]]:
+    channels, size, _ = description.image_shape
+    colour: Colour = "grey" if channels == 1 else "rgb"
+    ways = {"embeddings": False, "flipped": True} if description.flip else {"embeddings": False}
+    parts: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in ways}
+    with source.reader() as read:
+        for first in range(0, len(names), _IMAGES_AT_A_TIME):
+            some = names[first : first + _IMAGES_AT_A_TIME]
+            pixels = [decode_image(read(name), name, image_size=size, colour=colour) for name in some]
+            images_NHWK = np.stack(pixels).reshape(len(some), size, size, channels)
+            images_NKHW = np.ascontiguousarray(images_NHWK.transpose(0, 3, 1, 2))
+            for key, flip in ways.items():
+                parts[key].append(embed_images(network, images_NKHW, device=default_device(), flip=flip))
+    return {key: np.concatenate(of_key) for key, of_key in parts.items()}
+
+
+def _write(output: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """An `.npz` of arrays of any names, whole or not at all."""
+    partial = output.with_name(f"{output.name}.partial")
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    partial.rename(output)

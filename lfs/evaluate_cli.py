@@ -1,7 +1,7 @@
 """`lossearch evaluate`: the field's protocols on the embeddings of any network."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trainers.protocols.embedding_sets import EmbeddingSet
-    from trainers.protocols.groups import Spread
+    from trainers.protocols.groups import Breakdown
     from trainers.protocols.measures import Evaluation
 
     Rows = slice | npt.NDArray[np.bool_]
@@ -33,8 +33,8 @@ ALL = "all"
 _CELL_WIDTH = 19
 """Characters for a group's column, and for the names of the measures."""
 
-PageOf = Callable[[str, "Mapping[str, Evaluation]", "Mapping[str, Spread]"], str]
-"""The page of an evaluation as HTML: its title, what was found by group, and how that is spread."""
+PageOf = Callable[[str, "Evaluation", "Breakdown"], str]
+"""The page of an evaluation as HTML: its title, what was found on everything, and on each group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +113,14 @@ def evaluate_command(page_of: PageOf) -> Callable[..., None]:
         _check_targets(as_json, plot)
         _check_device(device)
         with data_refusals():
-            found, spread = _evaluated(embeddings, request)
-        _show(found, spread)
+            whole, groups = _evaluated(embeddings, request)
+        _show(whole, groups)
         if as_json is not None:
-            content = json.dumps(_plain(embeddings, request, found, spread), indent=1, allow_nan=False)
+            content = json.dumps(_plain(embeddings, request, whole, groups), indent=1, allow_nan=False)
             as_json.write_text(content + "\n", encoding="utf-8")
             out.print(f"written: {as_json}", soft_wrap=True)
         if plot is not None:
-            plot.write_text(page_of(embeddings.name, found, spread), encoding="utf-8")
+            plot.write_text(page_of(embeddings.name, whole, groups), encoding="utf-8")
             out.print(f"written: {plot}", soft_wrap=True)
 
     return evaluate
@@ -144,10 +144,10 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device must be one of {', '.join(known)} here, but got '{device}'") from None
 
 
-def _evaluated(path: Path, request: _Request) -> "tuple[dict[str, Evaluation], dict[str, Spread]]":
+def _evaluated(path: Path, request: _Request) -> "tuple[Evaluation, Breakdown]":
     """What is found on everything and, where groups are asked for, on each of them."""
     from trainers.protocols.embedding_sets import pooled, read_embeddings
-    from trainers.protocols.groups import by_group, spreads
+    from trainers.protocols.groups import Breakdown, by_group
 
     images = pooled(read_embeddings(path))
     with out.status("evaluating"):
@@ -157,11 +157,8 @@ def _evaluated(path: Path, request: _Request) -> "tuple[dict[str, Evaluation], d
             group_N, evaluate = _identified(images, request, request.gallery)
         else:
             group_N, evaluate = _images(images, request)
-        found = {ALL: evaluate(slice(None))}
-        if group_N is None:
-            return found, {}
-        groups = by_group(group_N, evaluate)
-        return found | groups, spreads(groups)
+        whole = evaluate(slice(None))
+        return whole, Breakdown() if group_N is None else by_group(group_N, evaluate)
 
 
 def _group_of(images: "EmbeddingSet", request: _Request) -> "npt.NDArray[np.str_] | None":
@@ -292,44 +289,45 @@ def _rng(request: _Request) -> "np.random.Generator":
     return np.random.default_rng(request.seed)
 
 
-def _show(found: "Mapping[str, Evaluation]", spread: "Mapping[str, Spread]") -> None:
-    whole = found[ALL]
+def _show(whole: "Evaluation", groups: "Breakdown") -> None:
     counted = ", ".join(f"{count:,} {what}" for what, count in whole.counts.items())
     out.print(f"{whole.protocol}: {counted}", soft_wrap=True)
+    found, names = {ALL: whole, **groups.scored}, [ALL, *groups.names]
     columns = max(1, out.width // _CELL_WIDTH - 1)
-    for start in range(0, len(found), columns):
-        names = list(found)[start : start + columns]
-        table = Table("", *(names if len(found) > 1 else ["95 % interval"]), box=None, pad_edge=False)
-        for measure in dict.fromkeys(measure for name in names for measure in found[name].measures):
-            table.add_row(measure, *(_cell(found[name], measure, "\n" if len(found) > 1 else " ") for name in names))
+    for start in range(0, len(names), columns):
+        shown = names[start : start + columns]
+        table = Table("", *(shown if len(names) > 1 else ["95 % interval"]), box=None, pad_edge=False)
+        for measure in dict.fromkeys(measure for each in found.values() for measure in each.measures):
+            table.add_row(
+                measure, *(_cell(found.get(name), measure, "\n" if len(names) > 1 else " ") for name in shown)
+            )
         out.print(table)
-    if spread:
+    if spread := groups.spreads():
         titles = ("over groups", "mean", "standard deviation", "lowest", "highest", "skewed error ratio")
         table = Table(*titles, box=None, pad_edge=False)
         for measure, each in spread.items():
             numbers = (each.mean, each.deviation, each.lowest, each.highest, each.skewed_error_ratio)
             table.add_row(measure, *("–" if number is None else f"{number:.4f}" for number in numbers))
         out.print(table)
-    out.print(*whole.notes, sep="\n", soft_wrap=True)
+    out.print(*whole.notes, *groups.notes(), sep="\n", soft_wrap=True)
 
 
-def _cell(evaluation: "Evaluation", measure: str, space: str) -> str:
-    if measure not in evaluation.measures:
+def _cell(evaluation: "Evaluation | None", measure: str, space: str) -> str:
+    if evaluation is None or measure not in evaluation.measures:
         return "–"
     found = evaluation.measures[measure]
     return f"{found.value:.4f}{space}[{found.low:.4f}, {found.high:.4f}]"
 
 
-def _plain(
-    path: Path, request: _Request, found: "Mapping[str, Evaluation]", spread: "Mapping[str, Spread]"
-) -> dict[str, object]:
+def _plain(path: Path, request: _Request, whole: "Evaluation", groups: "Breakdown") -> dict[str, object]:
     """All of it in what JSON knows."""
     return {
         "embeddings": str(path),
         "request": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(request).items()},
         "level": 0.95,
-        "results": {name: _plain_evaluation(each) for name, each in found.items()},
-        "spread": {measure: asdict(each) for measure, each in spread.items()},
+        "results": {name: _plain_evaluation(each) for name, each in {ALL: whole, **groups.scored}.items()},
+        "unscored": dict(groups.unscored),
+        "spread": {measure: asdict(each) for measure, each in groups.spreads().items()},
     }
 
 

@@ -1,6 +1,6 @@
 """What an evaluation found, as tables for a page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import pandas as pd
@@ -9,13 +9,14 @@ from trainers.protocols.groups import Spread
 from trainers.protocols.measures import Evaluation
 
 
-def measures(found: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """One row a group and measure."""
+def measures(found: Mapping[str, Evaluation], unscored: Iterable[str] = ()) -> pd.DataFrame:
+    """One row a group and measure, then one without numbers for each group that is `unscored`."""
     rows = [
         {"of": group, "measure": name, **asdict(measure)}
         for group, evaluation in found.items()
         for name, measure in evaluation.measures.items()
     ]
+    rows += [{"of": group, "measure": "–"} for group in unscored]
     return pd.DataFrame(rows, columns=["of", "measure", "value", "low", "high"])
 
 

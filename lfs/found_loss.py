@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from lfs.config import Scalar
 from lfs.errors import UserError
-from lfs.journal import FILE_NAME, read_events
+from lfs.launch import read_search
 from lfs.winner import take_home
 from search_space import LossSchedule, LossSpec, catalog
 from search_space.frozen import FrozenModel
@@ -45,7 +45,7 @@ def find_loss(choice: LossChoice) -> FoundLoss:
     if path.is_dir() or path.suffix == ".json":
         if choice.parameters:
             raise UserError(f"loss.parameters belong to a loss of the catalog, but loss.source is {choice.source}")
-        content = take_home(read_events(path / FILE_NAME)[0]) if path.is_dir() else _content(path)
+        content = take_home(read_search(path)[1]) if path.is_dir() else _content(path)
         return _found(content, path)
     try:
         return FoundLoss(schedule=LossSchedule.constant(catalog.get(choice.source, **choice.parameters)))

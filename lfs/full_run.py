@@ -5,7 +5,8 @@ import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from lfs.journal import (
     Started,
     Trained,
 )
-from lfs.launch import OnEvent, held_journal, laid_over, read_search, workspace_of
+from lfs.launch import OnEvent, held_journal, laid_over, read_run, workspace_of
 from lfs.runner import default_device
 from lfs.sources import versions
 from lfs.train_config import TrainConfig, validated_training
@@ -34,13 +35,13 @@ from trainers.data import DataConfig, load_task
 from trainers.evaluation import Diverged
 from trainers.exported_network import ExportError, NetworkDescription
 from trainers.foreign_networks import NetworkError
-from trainers.formats.pair_sets import read_pairs
 from trainers.full_recipe import FullRecipe
 from trainers.full_training import FullTraining
+from trainers.image_cache import OnDecoded
 from trainers.image_source import DataError
 from trainers.networks import check_network
 from trainers.numerics import applied
-from trainers.pair_accuracy import PairImages, decoded_pairs
+from trainers.pair_images import PairImages, decoded_pairs, open_pairs
 from trainers.presets import recipe_defaults
 from trainers.recipe import NETWORKS, NetworkRecipe, Numerics
 from trainers.task import Task
@@ -65,14 +66,14 @@ class TrainingPlan:
     started: Started | None = None
 
 
-def plan_training(config: TrainConfig, folder: Path) -> TrainingPlan:
+def plan_training(config: TrainConfig, folder: Path, *, on_decoded: OnDecoded = lambda *_: None) -> TrainingPlan:
     """Check that the parts fit and load the data. Writes nothing but the image cache. Raises `UserError`."""
     if (folder / FILE_NAME).exists():
         raise _taken(folder)
     found = find_loss(config.loss)
     recipe = FullRecipe.model_validate(dict(config.recipe))
     schedule = mapped(found, config.loss, recipe.epochs)
-    return _plan(config, folder, schedule, found.horizon_epochs, None)
+    return _plan(config, folder, schedule, found.horizon_epochs, None, on_decoded)
 
 
 def _taken(folder: Path) -> ConfigError:
@@ -82,9 +83,11 @@ def _taken(folder: Path) -> ConfigError:
     )
 
 
-def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
+def plan_resumed(
+    folder: Path, overrides: Sequence[str] = (), *, on_decoded: OnDecoded = lambda *_: None
+) -> TrainingPlan:
     """The plan of the training that `folder` holds, its loss as it was found then. Raises `UserError`."""
-    started, _ = read_search(folder)
+    started, _ = read_run(folder)
     training = started.config.get(TRAINING)
     if not isinstance(training, dict):
         raise JournalError(f"{folder} holds a search, not a training; go on with: lossearch resume {folder}")
@@ -103,6 +106,7 @@ def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
         LossSchedule.model_validate(training["schedule"]),
         horizon if isinstance(horizon, int) else None,
         started,
+        on_decoded,
     )
     if planned.task.digest != started.data["digest"] or _digests(planned) != training["pairs"]:
         raise JournalError("the data or the pairs have changed since the training began; put the old ones back")
@@ -110,20 +114,28 @@ def plan_resumed(folder: Path, overrides: Sequence[str] = ()) -> TrainingPlan:
 
 
 def _plan(
-    config: TrainConfig, folder: Path, schedule: LossSchedule, horizon_epochs: int | None, started: Started | None
+    config: TrainConfig,
+    folder: Path,
+    schedule: LossSchedule,
+    horizon_epochs: int | None,
+    started: Started | None,
+    on_decoded: OnDecoded,
 ) -> TrainingPlan:
     if config.numerics.dtype == "float16" and default_device() != "cuda":
         raise ConfigError("numerics.dtype = 'float16' needs a GPU; use 'bfloat16' or 'float32'")
-    names = [path.stem for path in config.pairs]
+    names = [choice.path.stem for choice in config.pairs]
     if len(set(names)) < len(names):
         raise ConfigError(f"the files of pairs must have different names, but got {', '.join(names)}")
     network = FullRecipe.model_validate(dict(config.recipe)).network
-    try:
-        sets = {path: read_pairs(path) for path in config.pairs}
-        task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache")
-        pairs = {path.stem: decoded_pairs(read, str(path), task.image_shape) for path, read in sets.items()}
-    except DataError as error:
-        raise ConfigError(f"data: {error}") from None
+    with _refusals("pairs"):
+        opened = {
+            choice.path.stem: open_pairs(choice.path, choice.images, trained_on=config.data.path)
+            for choice in config.pairs
+        }
+    with _refusals("data"):
+        task = load_task(_data(config.data, network), cache_dir=workspace_of(folder) / "cache", on_decoded=on_decoded)
+    with _refusals("pairs"):
+        pairs = {name: decoded_pairs(each, task.image_shape, on_decoded=on_decoded) for name, each in opened.items()}
     defaults = recipe_defaults(task.kind, embedded=config.data.path is None)
     kind = {"augmentation": defaults["augmentation"]}
     recipe = FullRecipe.model_validate(laid_over(kind, config.recipe))
@@ -150,6 +162,15 @@ def _plan(
     return planned
 
 
+@contextmanager
+def _refusals(key: str) -> Iterator[None]:
+    """What is wrong with the data, under the key of the config that names them."""
+    try:
+        yield
+    except DataError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 def _data(data: DataConfig, network: str) -> DataConfig:
     """The field's own networks take images as large as they were made for, where the config does not say."""
     faces = network in NETWORKS and network not in ("conv4", "resnet")
@@ -158,10 +179,15 @@ def _data(data: DataConfig, network: str) -> DataConfig:
 
 def _digests(planned: TrainingPlan) -> dict[str, str]:
     """Of the decoded pairs."""
-    return {
-        name: hashlib.sha256(pairs.images.tobytes() + pairs.genuine_P.tobytes()).hexdigest()[:16]
-        for name, pairs in planned.pairs.items()
-    }
+    return {name: _digest(pairs) for name, pairs in planned.pairs.items()}
+
+
+def _digest(pairs: PairImages) -> str:
+    listed = pairs.listed
+    digest = hashlib.sha256(pairs.images.tobytes())
+    for values in (listed.first_P, listed.second_P, listed.genuine_P, listed.fold_P):
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def run_training(planned: TrainingPlan, *, on_event: OnEvent) -> Completed:

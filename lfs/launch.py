@@ -119,8 +119,6 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnD
     Raises `JournalError` for a damaged or foreign journal or changed data, `ConfigError` for an override.
     """
     started, events = read_search(run_dir)
-    if TRAINING in started.config:
-        raise ConfigError(f"{run_dir} holds a training, not a search; go on with: lossearch train --resume {run_dir}")
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
@@ -135,13 +133,22 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnD
     return replace(planned, finished=past.finished is not None)
 
 
-def read_started(run_dir: Path) -> Started:
-    """The first event of a run. Raises `JournalError` when there is none or it is of another schema."""
-    return read_search(run_dir)[0]
-
-
 def read_search(run_dir: Path) -> tuple[Started, list[Event]]:
-    """The first event of a run, and all its events."""
+    """The first event of a search, and all its events. Raises `JournalError` as `read_run` does, and for a training."""
+    started, events = read_run(run_dir)
+    if TRAINING in started.config:
+        raise JournalError(
+            f"{run_dir} holds a training, not a search: 'lossearch train --resume {run_dir}' goes on with it, "
+            f"'lossearch embed {run_dir} DATA OUT.npz' applies its network, and {run_dir / 'loss.json'} has its loss"
+        )
+    return started, events
+
+
+def read_run(run_dir: Path) -> tuple[Started, list[Event]]:
+    """The first event of a search or a training, and all its events.
+
+    Raises `JournalError` when there is none or it is of another schema.
+    """
     path = run_dir / FILE_NAME
     events, _ = read_events(path)
     if not events or not isinstance(events[0], Started):

@@ -1,6 +1,6 @@
-"""What a terminal shows while the data are read: a spinner, and a bar while images are decoded."""
+"""What is shown while the data are read: a spinner, a bar while images are decoded, and then what was left out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from trainers.image_cache import OnDecoded
 
 _COUNTED = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+_SHOWN = 10
+"""How many damaged images are named."""
 
 
 @contextmanager
@@ -26,3 +28,11 @@ def reading(console: Console) -> Iterator[OnDecoded]:
             bar.update(task, description="decoding the images", completed=done, total=total)
 
         yield on_decoded
+
+
+def name_damaged(console: Console, names: Sequence[str]) -> None:
+    """One sentence about the images that cannot be decoded; nothing where there are none."""
+    if names:
+        more = ", ..." if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        console.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)

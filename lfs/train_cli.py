@@ -26,7 +26,11 @@ def train(
     loss: Annotated[str | None, typer.Option(help="A name, a winner.json, or the folder of a search.")] = None,
     network: Annotated[str | None, typer.Option(help="iresnet50, mobilefacenet, timm:NAME, module:factory ...")] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(metavar="SET.bin", help="Score on this verification set too; several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="LIST[=IMAGES]",
+            help="Score on these pairs too: a .bin, or a pairs.txt or .csv of images of DATA or IMAGES; several times.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--out", help="The folder of the training.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the training in this folder.")] = None,
@@ -36,22 +40,23 @@ def train(
     After Ctrl-C, kill -9 or a power cut, --resume goes on from the last checkpoint as if nothing had happened.
     """
     from lfs.full_run import plan_resumed, plan_training
+    from lfs.reading_bar import reading
     from lfs.train_config import load_train_config
 
     if resume is not None:
         given = {"TRAIN.TOML": config, "--data": data, "--loss": loss, "--network": network, "--out": output}
         if spare := [name for name, value in {**given, "--pairs": pairs}.items() if value]:
             raise UserError(f"--resume goes on with what the training was told; leave out {', '.join(spare)}")
-        with out.status("reading the data"):
-            planned = plan_resumed(resume.absolute(), overrides or [])
+        with reading(out) as on_decoded:
+            planned = plan_resumed(resume.absolute(), overrides or [], on_decoded=on_decoded)
     else:
         if output is None:
             raise UserError("a training needs a folder to write into; give --out DIR")
         settings = load_train_config(
             config, overrides or [], data_path=data, loss=loss, network=network, pairs=pairs or []
         )
-        with out.status("reading the data"):
-            planned = plan_training(settings, output.absolute())
+        with reading(out) as on_decoded:
+            planned = plan_training(settings, output.absolute(), on_decoded=on_decoded)
     _train(planned)
 
 
@@ -59,12 +64,14 @@ def _train(planned: "TrainingPlan") -> None:
     from lfs.full_run import run_training
     from lfs.journal import FILE_NAME
     from lfs.launch import workspace_of
+    from lfs.reading_bar import name_damaged
     from lfs.tracker import Tracker
     from lfs.tracker_uri import resolve_uri
 
     folder, tracking = planned.folder, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(folder)) if tracking.enabled else None
     out.print(f"training: {folder}", soft_wrap=True)
+    name_damaged(out, planned.task.damaged)
     with signals(), tracked(None if uri is None else Tracker(folder, uri)) as start_tracking:
         try:
 
@@ -112,7 +119,10 @@ def embed(
         Literal["all", "train", "val", "test"], typer.Option(help="Which of the set's identities.")
     ] = "all",
 ) -> None:
-    """Write the embeddings of a set's images: embeddings, flipped (those of the mirrored images), labels, paths."""
+    """Write the embeddings of a set's images: embeddings, labels, paths, and further columns of a CSV or parquet.
+
+    Where the network was trained on mirrored images there is also flipped, the embeddings of those.
+    """
     from lfs.embedding import embed_set
 
     images = embed_set(network, data, output, split=split)

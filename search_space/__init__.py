@@ -3,6 +3,7 @@
 from search_space import catalog, parts
 from search_space.domains import Choice, Domain, Space, Values
 from search_space.head import MarginHead
+from search_space.head_sgd import HeadSGD
 from search_space.loss import Loss, build, target_logit
 from search_space.margin_loss import margin_loss
 from search_space.schedule import LossSchedule, ScheduleEntry
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "CombinedMargin",
     "Domain",
+    "HeadSGD",
     "Loss",
     "LossSchedule",
     "LossSpec",

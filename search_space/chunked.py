@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from search_space import functional as fn
 from search_space import huge_pages
 from search_space.distributed import Shard
+from search_space.head_sgd import HeadSGD
 from search_space.step_buffers import Buffers
 
 CHUNK_ROWS = 4096
@@ -84,6 +85,10 @@ class Handed(NamedTuple):
     sums: Sums
     negative: NegativeMap | None
 
+    def factor_N(self) -> Tensor:
+        """α·s/r, N: what E of a row, from the last peak, is to be multiplied with."""
+        return (self.alpha_N * self.scale_N / self.sums.total_N).to(self.alpha_N.dtype)
+
 
 class ChunkedNegatives:
     """`Negatives` of unit embeddings and raw class weights, and their log-sum-exp with its gradients.
@@ -102,6 +107,7 @@ class ChunkedNegatives:
         gradient_dtype: GradientDtype = "float32",
         chunk_rows: int | None = None,
         buffers: Buffers | None = None,
+        fused_step: HeadSGD | None = None,
         shard: Shard | None = None,
     ) -> None:
         training = torch.is_grad_enabled()
@@ -111,6 +117,7 @@ class ChunkedNegatives:
         self._centers, self._stores = centers, memory == "store"
         self._gradient_dtype = torch.bfloat16 if gradient_dtype == "bfloat16" else unit_ND.dtype
         self._pulls, self._pushes = training and unit_ND.requires_grad, training and w_RD.requires_grad
+        self._fused_step = fused_step if fused_step is not None and fused_step.takes(w_RD) else None
         self._buffers = buffers
         if buffers is not None and self._pushes:
             buffers.lend(self)
@@ -272,58 +279,64 @@ class ChunkedNegatives:
         return Sums(peak_N, total_N, mapped_N, pull_ND, peaks, pushes)
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over."""
+        """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over; no ∂L/∂w where it was used up."""
         own_n, row_nM = self._own()
         with torch.enable_grad():
             x_nD = unit_ND.detach()[own_n].requires_grad_()
             w_nMD = w_RD.detach().index_select(0, row_nM.flatten()).view(*row_nM.shape, w_RD.shape[1]).requires_grad_()
             target_nD, target_nMD = torch.autograd.grad(_nearest(x_nD, w_nMD), (x_nD, w_nMD), beta_N[own_n])
-        grad_ND = torch.zeros_like(unit_ND) if self._pulls else None
-        grad_RD = self._gradient_room(w_RD) if self._pushes else None
         handed, self.handed = self.handed, None
-        if handed is None:
-            grad_RD = grad_RD if grad_RD is None else grad_RD.zero_()
-        else:
-            sums = handed.sums
-            coefficient_N = (handed.alpha_N * handed.scale_N / sums.total_N).to(unit_ND.dtype)
-            if sums.pull_ND is not None:
-                grad_ND = coefficient_N[:, None] * sums.pull_ND
-            if grad_RD is not None:
-                self._push(grad_RD, coefficient_N, handed)
-        if grad_ND is not None:
+        grad_ND = grad_RD = None
+        if self._pulls:
+            grad_ND = torch.zeros_like(unit_ND)
+            if handed is not None and handed.sums.pull_ND is not None:
+                torch.mul(handed.factor_N()[:, None], handed.sums.pull_ND, out=grad_ND)
             grad_ND = self._shard.total(grad_ND.index_add_(0, own_n, target_nD))
-        if grad_RD is not None:
-            grad_RD.index_add_(0, row_nM.flatten(), target_nMD.flatten(0, 1))
+        if self._pushes:
+            grad_RD = self._weight_gradient(w_RD, handed, row_nM.flatten(), target_nMD.flatten(0, 1))
         return grad_ND, grad_RD
+
+    def _weight_gradient(self, w_RD: Tensor, handed: Handed | None, row_m: Tensor, target_mD: Tensor) -> Tensor | None:
+        """∂L/∂w, to which `target_mD` is added in the rows `row_m`; None where the fused step has used it up."""
+        if handed is None:
+            return self._gradient_room(w_RD).zero_().index_add_(0, row_m, target_mD)
+        step = None if self._fused_step is None else self._fused_step.now()
+        longest = max(chunk.stop - chunk.start for chunk in self._chunks)
+        room_RD = self._gradient_room(w_RD) if step is None else w_RD.new_empty(longest, w_RD.shape[1])
+        for chunk, w_KD, push_NK, factor_N in self._again(handed):
+            rows = slice(chunk.start, chunk.stop)
+            grad_KD = room_RD[rows] if step is None else room_RD[: len(w_KD)]
+            scaled_ND = (self._unit_ND * factor_N[:, None]).to(push_NK.dtype)
+            if grad_KD.dtype == w_KD.dtype == scaled_ND.dtype:
+                _project(torch.mm(push_NK.T, scaled_ND, out=grad_KD), w_KD, self._inverse_R[rows])
+            else:
+                wide_KD = torch.mm(push_NK.T, scaled_ND).to(w_KD.dtype)
+                grad_KD.copy_(_project(wide_KD, w_KD, self._inverse_R[rows]))
+            is_here_m = (row_m >= chunk.start) & (row_m < chunk.stop)
+            grad_KD.index_add_(0, row_m[is_here_m] - chunk.start, target_mD[is_here_m])
+            if step is not None:
+                step.take(w_RD.detach()[rows], grad_KD, chunk.start)
+        return room_RD if step is None else None
 
     def _gradient_room(self, w_RD: Tensor) -> Tensor:
         return huge_pages.fresh(torch.empty_like(w_RD)) if self._buffers is None else self._buffers.gradient(w_RD)
 
-    def _push(self, grad_RD: Tensor, coefficient_N: Tensor, handed: Handed) -> None:
-        """∂L/∂w by way of lse_neg, into `grad_RD`."""
-        sums = handed.sums
-        for index, (chunk, w_KD, push_NK) in enumerate(self._again(handed)):
-            decay_N = (sums.peaks[index] - sums.peak_N).exp() if sums.peaks else 1.0
-            scaled_ND = (self._unit_ND * (coefficient_N * decay_N)[:, None]).to(push_NK.dtype)
-            part_KD = grad_RD[chunk.start : chunk.stop]
-            if part_KD.dtype == w_KD.dtype == scaled_ND.dtype:
-                torch.mm(push_NK.T, scaled_ND, out=part_KD)
-                _project(part_KD, w_KD, self._inverse_R[chunk.start : chunk.stop])
-            else:
-                wide_KD = torch.mm(push_NK.T, scaled_ND).to(w_KD.dtype)
-                part_KD.copy_(_project(wide_KD, w_KD, self._inverse_R[chunk.start : chunk.stop]))
+    def _again(self, handed: Handed) -> Iterator[tuple[Chunk, Tensor, Tensor, Tensor]]:
+        """Each chunk's weights and pushes, as they were stored or computed again, and the pushes' factor of each row.
 
-    def _again(self, handed: Handed) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
-        """The pushes of each chunk, as they were stored or computed again from the last peak."""
-        if handed.sums.pushes:
-            for chunk, push_NK in zip(self._chunks, handed.sums.pushes, strict=True):
-                yield chunk, self._w_RD[chunk.start : chunk.stop].to(self._unit_ND.dtype), push_NK
+        The factor turns Eᵀx̂ into ∂L/∂w; pushes computed again are from the last peak, stored ones each from its own.
+        """
+        factor_N, sums = handed.factor_N(), handed.sums
+        if sums.pushes:
+            for chunk, push_NK, peak_N in zip(self._chunks, sums.pushes, sums.peaks, strict=True):
+                w_KD = self._w_RD[chunk.start : chunk.stop].to(self._unit_ND.dtype)
+                yield chunk, w_KD, push_NK, factor_N * (peak_N - sums.peak_N).exp()
             return
         for chunk, w_KD, cos_NK in self._walk(keep=False):
             of = self._logits(cos_NK, handed.scale_N, handed.negative, wants_map=False)
-            pushed_NJ = self._push_of(chunk, of.logit_NJ, handed.sums.peak_N)
+            pushed_NJ = self._push_of(chunk, of.logit_NJ, sums.peak_N)
             push_NK = of.backward(pushed_NJ).mul_(self._inverse_R[chunk.start : chunk.stop])
-            yield chunk, w_KD, push_NK.to(self._gradient_dtype)
+            yield chunk, w_KD, push_NK.to(self._gradient_dtype), factor_N
 
     def _own(self) -> tuple[Tensor, Tensor]:
         """The samples whose target is in this shard, and the rows of its class weights."""

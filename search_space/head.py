@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from search_space.chunked import GradientDtype, Memory
+from search_space.distributed import world_size
+from search_space.head_sgd import Steppable
 from search_space.loss import Loss, build, carries_over
 from search_space.margin_loss import Implementation, margin_loss
 from search_space.spec import LossSpec
 from search_space.step_buffers import Buffers
 
 
-class MarginHead(nn.Module):
+class MarginHead(Steppable):
     """Class weights and a loss: `(embeddings_ND, labels_N)` → the batch's mean loss.
 
     Give its parameters to the optimiser beside the network's; `state_dict` holds the weights and whatever the loss
@@ -114,6 +116,7 @@ class MarginHead(nn.Module):
             memory=self.memory,
             gradient_dtype=self.gradient_dtype,
             buffers=self._kept,
+            fused_step=self.fused_step if world_size() == 1 else None,
         )
 
     def _sampled(self, labels_N: Tensor) -> Tensor:

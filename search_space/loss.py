@@ -16,6 +16,7 @@ from search_space import parts
 from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
 from search_space.chunked_squares import ChunkedSquares
 from search_space.distributed import gathered
+from search_space.head_sgd import HeadSGD
 from search_space.maps import Batch, DenseNegatives, NegativeMap, Negatives, column, make_negative_map, target_map
 from search_space.objectives import Logits, make_objective, softmax_objective
 from search_space.providers import DynamicAdaCos, LearnedMargins, margin_provider, scale_provider
@@ -76,13 +77,15 @@ class Loss(nn.Module):
         gradient_dtype: GradientDtype = "float32",
         chunk_rows: int | None = None,
         buffers: Buffers | None = None,
+        fused_step: HeadSGD | None = None,
         kernels: bool = False,
     ) -> Tensor:
         """What `forward` gives, without a matrix of all cosines, for a softmax of the logits and for P2SGrad.
 
         `memory` says whether backward finds exponentials N×C stored in place of the cosines, or computes them again;
         `gradient_dtype` of bfloat16 rounds the factors of the gradients' products; `buffers` keeps what this batch
-        allocates for the next; `kernels` are Triton's, for the losses that `triton_head` supports.
+        allocates for the next; `fused_step` updates its class weights in backward, and leaves them no gradient;
+        `kernels` are Triton's, for the losses that `triton_head` supports.
         """
         self._refuse_misfit(w_RD)
         with torch.autocast(device_type=x_ND.device.type, enabled=False):
@@ -96,6 +99,7 @@ class Loss(nn.Module):
                 gradient_dtype=gradient_dtype,
                 chunk_rows=chunk_rows,
                 buffers=buffers,
+                fused_step=fused_step,
             )
             cos_y_N = negatives.targets(unit_ND, w_RD)
             loss_N = self.from_negatives(negatives, cos_y_N, label_N, fn.norms(x_ND), class_N)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from search_space import parts, triton_head
 from search_space.chunked import GradientDtype, Memory
+from search_space.head_sgd import HeadSGD
 from search_space.loss import Loss
 from search_space.spec import LossSpec
 from search_space.step_buffers import Buffers
@@ -42,6 +43,7 @@ def margin_loss(
     memory: Memory = "store",
     gradient_dtype: GradientDtype = "float32",
     buffers: Buffers | None = None,
+    fused_step: HeadSGD | None = None,
 ) -> Tensor:
     """Loss of each sample, N: what `loss(x_ND, w_RD, label_N, class_N=class_N)` is, for any implementation.
 
@@ -60,7 +62,8 @@ def margin_loss(
     The rest is for `chunked` and `triton`. With `memory` `store` N×C numbers are kept for backward, `recompute` takes a
     third more arithmetic in their place (no slower where N > D). `gradient_dtype` of bfloat16 keeps these numbers, and
     multiplies them for the gradients, in bfloat16: off by 5e-3 of their norm at most; the loss stays as it is.
-    `buffers` keeps what a step allocates for the next one.
+    `buffers` keeps what a step allocates for the next one. `fused_step` updates class weights that are its own in
+    backward, and leaves them without a gradient (`HeadSGD`).
 
     Raises ValueError for `triton` without Triton, a GPU of compute capability 8.0, or for float64.
     """
@@ -78,6 +81,7 @@ def margin_loss(
         memory=memory,
         gradient_dtype=gradient_dtype,
         buffers=buffers,
+        fused_step=None if isinstance(loss.spec.regularizer, parts.EnergyRegularizer) else fused_step,
         kernels=chosen == "triton",
     )
 

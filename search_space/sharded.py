@@ -8,7 +8,7 @@ embedding, S classes that a process samples.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.chunked import Memory
+from search_space.chunked import GradientDtype, Memory
 from search_space.distributed import Shard, gathered_parts, rank, whole_batch, world_size
+from search_space.head_sgd import Steppable
 from search_space.loss import build, negatives_of
-from search_space.margin_loss import NOT_CHUNKED
+from search_space.margin_loss import NOT_CHUNKED, chosen_implementation
 from search_space.spec import LossSpec
 
 WEIGHT = "weight"
+
+ShardedImplementation = Literal["auto", "chunked", "triton"]
 
 
 def first_class(of_rank: int, ranks: int, num_classes: int) -> int:
@@ -30,7 +33,7 @@ def first_class(of_rank: int, ranks: int, num_classes: int) -> int:
     return of_rank * num_classes // ranks
 
 
-class ShardedMarginHead(nn.Module):
+class ShardedMarginHead(Steppable):
     """`MarginHead` over classes that are split evenly over all processes: `(embeddings_nD, labels_n)` → mean loss.
 
     Make it on every process, with equal arguments, after `torch.distributed` is initialised (without it there is one
@@ -40,8 +43,9 @@ class ShardedMarginHead(nn.Module):
 
     `sample_rate` below 1 takes the batch's classes and random others, so many of each process's share; AdaCos scales
     its sum up to all classes. `generator` makes the weights that `MarginHead` makes of it, all of them, and keeps this
-    process's. Every process has its own `state_dict`; `joined_state` makes those of all processes that of a
-    `MarginHead`, which `load_joined` takes on any number of processes.
+    process's. `impl`, `memory` and `gradient_dtype` are `margin_loss`'s. Every process has its own `state_dict`;
+    `joined_state` makes those of all processes that of a `MarginHead`, which `load_joined` takes on any number of
+    processes.
 
     Raises ValueError for losses that `chunked` cannot run and for the regularizer 'hyperspherical_energy', and where
     there are fewer classes than processes.
@@ -56,11 +60,14 @@ class ShardedMarginHead(nn.Module):
         class_counts: Sequence[int] | None = None,
         sample_rate: float = 1.0,
         generator: torch.Generator | None = None,
+        impl: ShardedImplementation = "auto",
         memory: Memory = "store",
+        gradient_dtype: GradientDtype = "float32",
     ) -> None:
         super().__init__()
         _refuse(spec, num_classes, sample_rate)
-        self._spec, self._num_classes, self._sample_rate, self._memory = spec, num_classes, sample_rate, memory
+        self._spec, self._num_classes, self._sample_rate = spec, num_classes, sample_rate
+        self.impl, self.memory, self.gradient_dtype = impl, memory, gradient_dtype
         self._first, stop = (first_class(rank() + i, world_size(), num_classes) for i in (0, 1))
         self.loss = build(spec, num_classes=num_classes, class_counts=class_counts)
         if world_size() > 1:
@@ -79,8 +86,16 @@ class ShardedMarginHead(nn.Module):
             x_ND, label_N = self._global(embeddings_nD, labels_n)
             w_RD, column_N, shard = self._taking_part(label_N)
             unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
-            negatives = negatives_of(self._spec)(
-                unit_ND, w_RD, column_N, centers=self._spec.centers, memory=self._memory, shard=shard
+            chosen, _ = chosen_implementation(self._spec, self.impl, x_ND, w_RD)
+            negatives = negatives_of(self._spec, kernels=chosen == "triton")(
+                unit_ND,
+                w_RD,
+                column_N,
+                centers=self._spec.centers,
+                memory=self.memory,
+                gradient_dtype=self.gradient_dtype,
+                fused_step=self.fused_step,
+                shard=shard,
             )
             cos_y_N = negatives.targets(unit_ND, w_RD)
             return self.loss.from_negatives(negatives, cos_y_N, label_N, fn.norms(x_ND)).mean()

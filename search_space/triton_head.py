@@ -18,6 +18,7 @@ from torch import Tensor
 
 from search_space import parts
 from search_space.chunked import ChunkedNegatives, Handed, NegativeMap, Sums
+from search_space.head_sgd import Step
 from search_space.spec import LossSpec
 
 WIDEST = 1024
@@ -150,12 +151,15 @@ class TritonNegatives(ChunkedNegatives):
         if handed is None:
             return super().gradients(unit_ND, w_RD, beta_N)
         grad_ND = torch.zeros_like(unit_ND) if self._pulls else None
-        grad_RD = self._gradient_room(w_RD) if self._pushes else None
+        step = self._fused_step.now() if self._fused_step is not None and self._pushes else None
+        grad_RD = self._gradient_room(w_RD) if self._pushes and step is None else None
         for stored in self._stored(handed):
             if grad_ND is not None:
                 grad_ND += self._embedding_gradients(stored, beta_N)
-            if grad_RD is not None:
-                self._weight_gradients(stored, beta_N, grad_RD[stored.start : stored.stop])
+            if self._pushes:
+                self._weight_gradients(stored, beta_N, grad_RD, step)
+        if step is not None:
+            torch.autograd.graph.increment_version(w_RD)
         return grad_ND if grad_ND is None else self._shard.total(grad_ND), grad_RD
 
     def _stored(self, handed: Handed) -> Iterator[_Stored]:
@@ -199,25 +203,30 @@ class TritonNegatives(ChunkedNegatives):
         )
         return grad_SND.sum(0)
 
-    def _weight_gradients(self, stored: _Stored, beta_N: Tensor, grad_KD: Tensor) -> None:
+    def _weight_gradients(self, stored: _Stored, beta_N: Tensor, grad_RD: Tensor | None, step: Step | None) -> None:
+        """Into `grad_RD`, or into the class weights themselves by `step`."""
         from search_space import triton_kernels
 
         count, dim = self._unit_ND.shape
         rows, dims = rows_and_dims(dim)
+        kept_RD = grad_RD if step is None else step.buffer_RD
+        part = slice(stored.start, stored.stop)
         triton_kernels.weight_gradients[(_cdiv(stored.stop - stored.start, rows),)](
             *self._of_push(stored, beta_N),
             self._unit_ND,
-            self._w_RD[stored.start : stored.stop],
-            self._inverse_R[stored.start : stored.stop],
-            grad_KD,
+            self._w_RD[part],
+            self._inverse_R[part],
+            self._unit_ND if kept_RD is None else kept_RD[part],
             count,
             stored.stop - stored.start,
             dim,
+            *((0.0, 0.0, 0.0) if step is None else (step.learning_rate, step.momentum, step.weight_decay)),
             SAMPLES=16,
             CLASSES=_CLASSES,
             ROWS=rows,
             DIMS=dims,
             PRECISION=self._gradient_precision(),
+            STEP="none" if step is None else "plain" if kept_RD is None else "momentum",
             **_LAUNCH,
         )
 

@@ -164,13 +164,21 @@ def weight_gradients(
     N,
     K,
     D,
+    learning_rate,
+    momentum,
+    weight_decay,
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    """(g − (g·ŵ)ŵ)/‖w‖ of ROWS classes, a divisor of CLASSES, of all D at once (DIMS ≥ D): g is never stored."""
+    """(g − (g·ŵ)ŵ)/‖w‖ of ROWS classes, a divisor of CLASSES, of all D at once (DIMS ≥ D): g is never stored.
+
+    With `STEP` 'none' it is left in `grad`; with 'plain' the class weights move down it; with 'momentum' down the
+    buffer that `grad` is, which takes it up.
+    """
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     class_tile = tl.program_id(0) * ROWS // CLASSES
     d = tl.arange(0, DIMS)
@@ -183,7 +191,14 @@ def weight_gradients(
     is_there_kd = (k < K)[:, None] & (d < D)[None, :]
     at_kd = k[:, None].to(tl.int64) * D + d[None, :]
     inverse_k = tl.load(inverse_K + k, mask=k < K, other=0.0)
-    w_kd = tl.load(w_KD + at_kd, mask=is_there_kd, other=0.0).to(tl.float32) * inverse_k[:, None]
-    along_k = tl.where(inverse_k * SHORTEST < 1.0, tl.sum(g_kd * w_kd, 1), 0.0)
-    grad_kd = (g_kd - along_k[:, None] * w_kd) * inverse_k[:, None]
-    tl.store(grad_KD + at_kd, grad_kd.to(grad_KD.dtype.element_ty), mask=is_there_kd)
+    w_kd = tl.load(w_KD + at_kd, mask=is_there_kd, other=0.0).to(tl.float32)
+    unit_kd = w_kd * inverse_k[:, None]
+    along_k = tl.where(inverse_k * SHORTEST < 1.0, tl.sum(g_kd * unit_kd, 1), 0.0)
+    grad_kd = (g_kd - along_k[:, None] * unit_kd) * inverse_k[:, None]
+    if STEP != "none":
+        grad_kd += weight_decay * w_kd
+        if STEP == "momentum":
+            grad_kd += momentum * tl.load(grad_KD + at_kd, mask=is_there_kd, other=0.0)
+        tl.store(w_KD + at_kd, w_kd - learning_rate * grad_kd, mask=is_there_kd)
+    if STEP != "plain":
+        tl.store(grad_KD + at_kd, grad_kd.to(grad_KD.dtype.element_ty), mask=is_there_kd)

@@ -5,11 +5,12 @@ N batch, C classes, R class weights, D embedding, K colour channels, H×W image.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from search_space import LossSpec, MarginHead
+from search_space import HeadSGD, LossSpec, MarginHead
 from search_space.functional import cosines, nearest_center
 from trainers.full_recipe import FullNumerics, FullRecipe
 from trainers.networks import build_network
@@ -58,7 +59,7 @@ class FullLearner:
         network = network.to(device, memory_format=self._layout)  # type: ignore[call-overload]
         self._model = _Model(network, head).to(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=numerics.dtype == "float16")
-        self._optimizer = self._make_optimizer()
+        self._optimizers = self._make_optimizers()
 
     @property
     def network(self) -> nn.Module:
@@ -70,10 +71,10 @@ class FullLearner:
         if spec == self._model.head.loss.spec:
             return
         self._model.head.use(spec)
-        held, self._optimizer = self._optimizer.state, self._make_optimizer()
+        held = {parameter: self._state(parameter) for parameter in self._model.parameters()}
+        self._optimizers = self._make_optimizers()
         for parameter in self._model.parameters():
-            if parameter in held:
-                self._optimizer.state[parameter] = held[parameter]
+            self._state(parameter).update(held.get(parameter, {}))
 
     def step(
         self, parts: Sequence[tuple[Tensor, Tensor]], *, learning_rate: float, generator: torch.Generator
@@ -83,11 +84,12 @@ class FullLearner:
         The batch comes in equal parts of float images and labels. Everything random in it (margins, sampled classes,
         dropout) follows from `generator`; torch's own generators are afterwards as they were.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
         self._model.train()
         self._model.head.loss.generator = generator
-        self._optimizer.zero_grad()
+        self._model.zero_grad()
         total = torch.zeros((), device=self._device)
         with self._seeded(generator):
             for images_NKHW, label_N in parts:
@@ -95,9 +97,10 @@ class FullLearner:
                 self._scaler.scale(loss).backward()
                 total += loss.detach()
         if self._recipe.clip_norm is not None:
-            self._scaler.unscale_(self._optimizer)
+            self._scaler.unscale_(self._optimizers[0])
             nn.utils.clip_grad_norm_(self._model.network.parameters(), self._recipe.clip_norm)
-        self._scaler.step(self._optimizer)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
         self._scaler.update()
         return total
 
@@ -139,7 +142,7 @@ class FullLearner:
         state = {
             f"{_OPTIMIZER}{key}.{name}": value
             for name, parameter in self._model.named_parameters()
-            for key, value in self._optimizer.state.get(parameter, {}).items()
+            for key, value in self._state(parameter).items()
             if isinstance(value, Tensor)
         }
         scale = {f"scaler.{key}": torch.tensor(value) for key, value in self._scaler.state_dict().items()}
@@ -155,19 +158,32 @@ class FullLearner:
         for name, parameter in self._model.named_parameters():
             for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
                 if (value := tensors.get(f"{_OPTIMIZER}{key}.{name}")) is not None:
-                    self._optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+                    self._state(parameter)[key] = torch.empty_like(parameter).copy_(value)
             if (steps := tensors.get(f"{_OPTIMIZER}step.{name}")) is not None:
-                self._optimizer.state[parameter]["step"] = steps.clone()
+                self._state(parameter)["step"] = steps.clone()
         if scale := {name.removeprefix("scaler."): tensors[name].item() for name in tensors if "scaler." in name[:7]}:
             self._scaler.load_state_dict(scale)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Lists of numbers, such as biases and normalisations, do not decay."""
-        parameters, recipe = list(self._model.parameters()), self._recipe
+    def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """What the optimiser of a parameter keeps of it."""
+        fused = parameter is self._model.head.weight and self._numerics.fused_head_step
+        state: dict[str, Any] = self._optimizers[-1 if fused else 0].state[parameter]
+        return state
+
+    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One for all, and behind it one for the class weights where the head's backward takes their step.
+
+        Lists of numbers, such as biases and normalisations, do not decay.
+        """
+        recipe, head = self._recipe, self._model.head
+        own = self._numerics.fused_head_step
+        parameters = [each for each in self._model.parameters() if not own or each is not head.weight]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         if recipe.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+            return [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
+        rate, momentum = recipe.learning_rate, recipe.momentum
+        fused = [HeadSGD(head, lr=rate, momentum=momentum, weight_decay=recipe.weight_decay)] if own else []
+        return [torch.optim.SGD(groups, lr=rate, momentum=momentum), *fused]

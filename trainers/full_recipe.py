@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from search_space.frozen import FrozenModel, Real
-from trainers.recipe import Augmentation, NetworkRecipe, known_network
+from trainers.recipe import TrainingRecipe, known_network
 
 
-class FullRecipe(NetworkRecipe):
-    """Network, optimiser and learning rate of a full training. The defaults are InsightFace's for CASIA-WebFace
+class FullRecipe(TrainingRecipe):
+    """Network, images, optimiser and learning rate of a full training. The defaults are InsightFace's for CASIA-WebFace
     (`arcface_torch/configs/base.py`, 7fadd42)."""
 
     network: Annotated[str, AfterValidator(known_network)] = "iresnet50"
@@ -41,7 +41,6 @@ class FullRecipe(NetworkRecipe):
     """The longest gradient of the network's weights, all together; None: any. Class weights are not clipped."""
     sample_rate: Annotated[Real, Field(gt=0, le=1)] = 1.0
     """The share of classes that a step compares with (Partial FC)."""
-    augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -64,10 +63,24 @@ class FullNumerics(FrozenModel):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network, by autocast; the loss is computed in float32. float16 scales its gradients and needs a GPU."""
+    fused_head_step: bool = False
+    """Whether class weights are updated in the backward of the head, where it walks them in chunks or by kernels
+    (`HeadSGD`): the same numbers without a gradient of the size of the class weights."""
     channels_last: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     """Threads that fetch images ahead of the step that needs them."""
+
+
+def refuse_fused_head_step(recipe: FullRecipe, numerics: FullNumerics) -> None:
+    """Raises `ValueError` where a head cannot update its class weights in its backward."""
+    if numerics.fused_head_step and (recipe.optimizer, recipe.accumulation) != ("sgd", 1):
+        raise ValueError(
+            "numerics.fused_head_step needs optimizer 'sgd' and accumulation=1, "
+            f"but got '{recipe.optimizer}' and accumulation={recipe.accumulation}"
+        )
+    if numerics.fused_head_step and numerics.dtype == "float16":
+        raise ValueError("numerics.fused_head_step needs gradients that are not scaled, but got dtype 'float16'")
 
 
 class Milestones(FrozenModel):

@@ -24,8 +24,10 @@ from trainers.evaluation import Diverged, Evaluator, as_float, collapse, on_devi
 from trainers.full_learner import FullLearner
 from trainers.full_recipe import FullNumerics, FullRecipe, Milestones
 from trainers.learning_rate import full_rate_of
-from trainers.pair_accuracy import PairImages, pair_accuracy
+from trainers.pair_accuracy import pair_accuracy
+from trainers.pair_images import PairImages
 from trainers.random_streams import BATCHES, MARGINS, WEIGHTS, random_stream
+from trainers.sampling import batch_images, epoch_batches, epoch_images, epoch_steps
 from trainers.task import LabelledImages, Task
 
 _CHECK_EVERY = 8
@@ -39,8 +41,8 @@ and where it was scored `Evaluator.scores` and `pairs/<set>/accuracy` with `accu
 class FullTraining:
     """A training that is somewhere between its first and its last step, `step` of `total_steps`.
 
-    `pairs` are verification sets by name. Raises `ValueError` where the training images do not fill a batch or
-    `sample_rate` leaves fewer classes than a batch may have.
+    `pairs` are verification sets by name. Raises `ValueError` where the images of an epoch do not fill a batch, its
+    parts would not be equal, or `sample_rate` leaves fewer classes than a batch may have.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class FullTraining:
         self._device = torch.device(device)
         self._flip = recipe.augmentation.flip if milestones.flip is None else milestones.flip
         self.refuse_misfit(recipe, task)
-        self._steps = len(task.train.labels) // recipe.batch_size
+        self._class_counts = task.train.class_counts()
+        self._batch_images = batch_images(recipe, self._class_counts)
+        self._steps = epoch_steps(recipe, self._class_counts)
         self.step, self.total_steps = 0, recipe.epochs * self._steps
         self._total = torch.zeros((), dtype=torch.float64, device=self._device)
         self._rate, self._evaluator = full_rate_of(recipe, self._steps), Evaluator(task, self._device)
@@ -69,9 +73,19 @@ class FullTraining:
     @staticmethod
     def refuse_misfit(recipe: FullRecipe, task: Task) -> None:
         """Raises `ValueError` where the recipe cannot train on the task."""
-        images, part = len(task.train.labels), recipe.batch_size // recipe.accumulation
+        counts = task.train.class_counts()
+        images, batch = epoch_images(recipe, counts), batch_images(recipe, counts)
         if images < recipe.batch_size:
-            raise ValueError(f"batch_size must be at most the {images} training images, but got {recipe.batch_size}")
+            left = "" if recipe.sampling.max_images_per_class is None else " that sampling.max_images_per_class leaves"
+            raise ValueError(
+                f"batch_size must be at most the {images} training images{left}, but got {recipe.batch_size}"
+            )
+        part = batch // recipe.accumulation
+        if batch % recipe.accumulation or part < 2:
+            raise ValueError(
+                f"accumulation must cut the {batch} images of a batch, {recipe.sampling.images_per_class} of each "
+                f"class, into equal parts of 2 or more, but got accumulation={recipe.accumulation}"
+            )
         seen = max(2, round(recipe.sample_rate * task.train.classes))
         if recipe.sample_rate < 1 and seen < part:
             raise ValueError(
@@ -83,7 +97,7 @@ class FullTraining:
         return FullLearner(
             self._schedule.at(epoch),
             image_shape=self._task.image_shape,
-            class_counts=self._task.train.class_counts(),
+            class_counts=self._class_counts,
             recipe=self._recipe,
             numerics=self._numerics,
             generator=random_stream(self._seed, WEIGHTS),
@@ -157,9 +171,9 @@ class FullTraining:
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """The batches of an epoch from step `first` on, in parts; what does not fill a batch is left out."""
-        data, size = self._task.train, self._recipe.batch_size
-        order_N = torch.randperm(len(data.labels), generator=random_stream(self._seed, BATCHES, epoch)).numpy()
-        indices = [order_N[step * size : (step + 1) * size] for step in range(first, self._steps)]
+        data, draws = self._task.train, random_stream(self._seed, BATCHES, epoch)
+        batches = epoch_batches(on_device(data.labels, torch.device("cpu")), self._recipe, self._class_counts, draws)
+        indices = [batch_N.numpy() for batch_N in batches[first:]]
         for step, (images_NKHW, label_N) in enumerate(_fetched(data, indices, self._numerics.workers), start=first):
             images = as_float(on_device(images_NKHW, self._device))
             changed = augment(images, self._recipe.augmentation, random_stream(self._seed, BATCHES, epoch, step))
@@ -172,7 +186,7 @@ class FullTraining:
             "epoch": float(epoch + 1),
             "train/loss": float(self._total) / self._steps,
             "train/learning_rate": self._rate(self.step - 1),
-            "cost/images": float(self.step * self._recipe.batch_size),
+            "cost/images": float(self.step * self._batch_images),
         }
         if (epoch + 1) % self._milestones.score_every_epochs and epoch + 1 < self._recipe.epochs:
             return row

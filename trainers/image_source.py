@@ -7,7 +7,7 @@ sizes and CRCs, hence the same decoded cache and the same task.
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, get_args
 
@@ -56,7 +56,8 @@ def _fingerprint(read: Reader, name: str) -> Fingerprint:
 class FoundImages:
     """What a reader found at `path`, before it is known which class is in which split.
 
-    `files` maps a class to its images' names, sorted. `splits` is what the format itself says of the splits, `table`
+    `files` maps a class to its images' names, sorted. `columns` are what a table says of the images beyond that: by
+    column, the text of each image's name. `splits` is what the format itself says of the splits, `table`
     the content of a `split.csv`, which goes before it; both None where there is none. `conflict` is why what the format
     says of the splits cannot be used.
     """
@@ -65,6 +66,7 @@ class FoundImages:
     format: str
     files: Mapping[str, tuple[str, ...]]
     store: Store
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     splits: Mapping[str, Split] | None = None
     table: bytes | None = None
     conflict: str = ""
@@ -76,13 +78,15 @@ class FoundImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """The images and splits of a set: `files` maps a class to its images' names, `splits` each class to its split."""
+    """The images and splits of a set: `files` maps a class to its images' names, `splits` each class to its split,
+    `columns` further columns of a table to the text of each image's name."""
 
     path: Path
     format: str
     files: Mapping[str, tuple[str, ...]]
     splits: Mapping[str, Split]
     store: Store
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def classes(self, split: Split) -> list[str]:
         """The classes of a split, sorted."""

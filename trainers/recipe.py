@@ -113,26 +113,12 @@ class Sampling(FrozenModel):
     """A cap: so many different images of a class an epoch, drawn anew each epoch."""
 
 
-class Recipe(NetworkRecipe):
-    """How a proxy model is trained (SGD with momentum) and what its reward is.
-
-    `horizon_epochs` fixes the learning-rate schedule for the whole search, so that stopping after some epochs and
-    continuing later is the same as not stopping.
-    """
+class TrainingRecipe(NetworkRecipe):
+    """What a proxy's and a full training have in common: the network, and which images it is shown, and how."""
 
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 128
-    learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
-    """The highest of the schedule."""
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """Of the learning rate, after a warm-up over a quarter of the horizon: down to 0, or held and then down to 0."""
-    decay: Annotated[Real, Field(ge=0, le=0.75)] = 0.25
-    """The last share of the horizon, over which the `constant` schedule goes down."""
-    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
-    horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
     sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
-    reward: RewardMetric = "tar_at_far_1e-3"
 
     @field_validator("augmentation", mode="before")
     @classmethod
@@ -151,6 +137,25 @@ class Recipe(NetworkRecipe):
                 f"but got {self.batch_size}"
             )
         return self
+
+
+class Recipe(TrainingRecipe):
+    """How a proxy model is trained (SGD with momentum) and what its reward is.
+
+    `horizon_epochs` fixes the learning-rate schedule for the whole search, so that stopping after some epochs and
+    continuing later is the same as not stopping.
+    """
+
+    learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    """The highest of the schedule."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """Of the learning rate, after a warm-up over a quarter of the horizon: down to 0, or held and then down to 0."""
+    decay: Annotated[Real, Field(ge=0, le=0.75)] = 0.25
+    """The last share of the horizon, over which the `constant` schedule goes down."""
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 5e-4
+    horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
+    reward: RewardMetric = "tar_at_far_1e-3"
 
 
 class Numerics(FrozenModel):

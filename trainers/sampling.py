@@ -8,25 +8,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainers.recipe import Recipe
+from trainers.recipe import TrainingRecipe
 
 
-def batch_images(recipe: Recipe, class_counts: Sequence[int]) -> int:
+def epoch_images(recipe: TrainingRecipe, class_counts: Sequence[int]) -> int:
+    """The images of an epoch: as many as there are, after the cap of each class."""
+    return sum(_offered(recipe, class_counts))
+
+
+def batch_images(recipe: TrainingRecipe, class_counts: Sequence[int]) -> int:
     """B: the recipe's batch size, as far as the images reach; a multiple of `images_per_class` under `classes`."""
     sampling = recipe.sampling
-    size = min(recipe.batch_size, _epoch_images(recipe, class_counts))
+    size = min(recipe.batch_size, epoch_images(recipe, class_counts))
     if sampling.kind != "classes":
         return size
     classes = min(recipe.batch_size // sampling.images_per_class, len(class_counts))
     return classes * sampling.images_per_class
 
 
-def epoch_steps(recipe: Recipe, class_counts: Sequence[int]) -> int:
+def epoch_steps(recipe: TrainingRecipe, class_counts: Sequence[int]) -> int:
     """S: the full batches that the images of an epoch, after the cap of each class, make; at least one."""
-    return max(1, _epoch_images(recipe, class_counts) // batch_images(recipe, class_counts))
+    return max(1, epoch_images(recipe, class_counts) // batch_images(recipe, class_counts))
 
 
-def epoch_batches(label_N: Tensor, recipe: Recipe, class_counts: Sequence[int], generator: torch.Generator) -> Tensor:
+def epoch_batches(
+    label_N: Tensor, recipe: TrainingRecipe, class_counts: Sequence[int], generator: torch.Generator
+) -> Tensor:
     """The images of each batch of an epoch, S×B, as `recipe.sampling` wants them; labels on the CPU."""
     steps, size = epoch_steps(recipe, class_counts), batch_images(recipe, class_counts)
     order_N = torch.randperm(len(label_N), generator=generator)
@@ -47,14 +54,10 @@ def epoch_batches(label_N: Tensor, recipe: Recipe, class_counts: Sequence[int], 
     return by_class_N[first_C[class_M, None] + place_ME].view(steps, size)
 
 
-def _offered(recipe: Recipe, class_counts: Sequence[int]) -> list[int]:
+def _offered(recipe: TrainingRecipe, class_counts: Sequence[int]) -> list[int]:
     """How many different images of each class an epoch may show."""
     most = recipe.sampling.max_images_per_class
     return [count if most is None else min(count, most) for count in class_counts]
-
-
-def _epoch_images(recipe: Recipe, class_counts: Sequence[int]) -> int:
-    return sum(_offered(recipe, class_counts))
 
 
 def _rank_in_class(class_M: Tensor) -> Tensor:

@@ -27,7 +27,14 @@ def with_splits(found: FoundImages) -> ImageSource:
         splits = dict(found.splits)
     else:
         splits = _splits_by_hash(found.files, found.path)
-    return ImageSource(path=found.path, format=found.format, files=found.files, splits=splits, store=found.store)
+    return ImageSource(
+        path=found.path,
+        format=found.format,
+        files=found.files,
+        splits=splits,
+        store=found.store,
+        columns=found.columns,
+    )
 
 
 def _rows(content: bytes, source: Path) -> list[dict[str, str | None]]:

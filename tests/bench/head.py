@@ -2,6 +2,7 @@
 
     python -m tests.bench.head speed [--classes 100000] [--batch 128] [--rounds 5] [--compile]
     python -m tests.bench.head memory [--batch 128 512]
+    python -m tests.bench.head update [--classes 100000] [--batch 128] [--rounds 5]
     python -m tests.bench.head step [--classes 734 10000]
     python -m tests.bench.head growth [--classes 10000 ... 1000000]
     python -m tests.bench.head picture
@@ -10,9 +11,11 @@
 products alone (`floor`, into memory that is there already), ours by every implementation, and, where its package is
 installed, pytorch-metric-learning's CosFaceLoss. The first round is not counted. Seconds are those of the process's
 CPU, which other work on the machine disturbs less than a clock; a row holds medians, and medians of each round's
-ratio. `memory` is the peak of a fresh process above what it had before the step, in sizes of the class weights.
-`step` is the head's share of a training step of the default proxy network. `growth` is speed and memory of one way at a
-time, up to a million classes; `picture` draws its rows.
+ratio. `memory` is the peak of a fresh process above what it had before the step, in sizes of the class
+weights. `update` is speed and memory of a step with SGD (momentum, weight decay) on the class weights: behind the
+backward by torch's optimiser (`separate`), and in it (`fused`). `step` is the head's share of a training step of the
+default proxy network. `growth` is speed and memory of one way at a time, up to a million classes; `picture` draws its
+rows.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from search_space import MarginHead, build, catalog, margin_loss
+from search_space import HeadSGD, MarginHead, build, catalog, margin_loss
 from search_space.margin_loss import Implementation, chosen_implementation
 from tests.bench.rows import RESULTS, append_row, read_rows
 from trainers import Numerics, Recipe, recipe_defaults
@@ -45,6 +48,7 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "chunked, recompute": {"impl": "chunked", "memory": "recompute"},
     "plain": {"impl": "plain"},
 }
+UPDATES = ("separate", "fused")
 GROWTH = ("floor", "chunked", "plain", PML)
 MAX_CLASSES = {"plain": 500_000, PML: 200_000}
 """Where a way's memory ends here: about 5 sizes of the class weights of 24 GiB for the one, 8 for the other."""
@@ -136,6 +140,40 @@ def speed(classes: int, count: int, rounds: int, *, compiled: bool) -> None:
     print(append_row("head", facts() | content)["times_the_floor"])
 
 
+def updater(way: str, classes: int, count: int) -> Callable[[], None]:
+    """Forward, backward and the optimiser's step on the class weights."""
+    head, (x_ND, label_N) = MarginHead(catalog.cosface(), classes, DIM, impl="chunked"), batch(classes, count)
+    optimizer: torch.optim.Optimizer
+    if way == "fused":
+        optimizer = HeadSGD(head, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    else:
+        optimizer = torch.optim.SGD([head.weight], lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+    def run() -> None:
+        x_ND.grad = None
+        optimizer.zero_grad()
+        head(x_ND, label_N).backward()
+        optimizer.step()
+
+    return run
+
+
+def update(classes: int, count: int, rounds: int) -> None:
+    """One row."""
+    seconds = in_turn({way: updater(way, classes, count) for way in UPDATES}, rounds)
+    content = {
+        "what": "update",
+        "classes": classes,
+        "batch": count,
+        "seconds": {way: round(statistics.median(each), 3) for way, each in seconds.items()},
+        "times_fused": ratios(seconds, "fused"),
+        "peak_over_class_weights": {way: in_a_fresh_process(way, classes, count)[0] for way in UPDATES},
+        "all_seconds": {way: [round(each, 3) for each in values] for way, values in seconds.items()},
+    }
+    row = append_row("head", facts() | content)
+    print(row["times_fused"], row["peak_over_class_weights"])
+
+
 def _status_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
@@ -143,10 +181,11 @@ def _status_bytes(key: str) -> int:
 
 def one(way: str, classes: int, count: int) -> None:
     """Print the peak of a step above the start in sizes of the class weights, and the CPU seconds of a later one."""
-    few = runner(way, 500, count)
+    make = updater if way in UPDATES else runner
+    few = make(way, 500, count)
     few()
     del few
-    run = runner(way, classes, count)
+    run = make(way, classes, count)
     Path("/proc/self/clear_refs").write_text("5")
     start = _status_bytes("VmRSS")
     run()
@@ -260,7 +299,7 @@ def picture() -> None:
 def main() -> None:
     """Measure what is asked for and append its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "step", "growth", "picture", "one"])
+    parser.add_argument("what", choices=["speed", "memory", "update", "step", "growth", "picture", "one"])
     parser.add_argument("--classes", type=int, nargs="+")
     parser.add_argument("--batch", type=int, nargs="+", default=[128])
     parser.add_argument("--rounds", type=int, default=5)
@@ -279,6 +318,8 @@ def main() -> None:
                 speed(classes, count, arguments.rounds, compiled=arguments.compile)
             elif arguments.what == "memory":
                 memory(classes, count)
+            elif arguments.what == "update":
+                update(classes, count, arguments.rounds)
             elif arguments.what == "step":
                 step(classes, count, arguments.rounds)
             else:

@@ -152,6 +152,12 @@ BASELINES: Mapping[str, Baseline] = {
     ),
 }
 
+
+def times_of(name: str) -> int:
+    """The horizons that a training of this name is long."""
+    return BASELINES[name].times if name in BASELINES else 1
+
+
 PRIMARY_DATA = ("omniglot", "lfw112")
 PRIMARY_RIVALS = (ADACOS, CONSTANT_GRID)
 """Four primary contrasts: the best search against each of these on each of `PRIMARY_DATA`; all else explores."""

@@ -1,155 +1,48 @@
-"""What the rows of the study say: the tables of `results/STUDY.md` and the pictures beside it, from the rows alone.
+"""What the rows of the study say: the page `results/STUDY.md` and the pictures beside it, from the rows alone.
 
     python -m tests.bench.study_report
 
-`tests/bench/study_plan.py` says how it is judged. U units, B resamples.
+`tests/bench/study_plan.py` says how it is judged.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from analysis.comparison import pipes, written
-from analysis.significance import Estimate, TwoWay, Verdict, holm, verdict
+from analysis.significance import Verdict, holm, verdict
 from tests.bench import study_plan as plan
 from tests.bench.rows import RESULTS, read_rows
+from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
+from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
 
 NAME = "study"
-LEVEL = 0.05
-Floats = npt.NDArray[np.float64]
-Row = Mapping[str, Any]
+OTHERS = ("rank1", "eer", "tar_at_far_1e-2", "mean_tar", "blend")
+ASKED = """The claim of a loss search is that what it finds beats losses that need no tuning. Here searches of the
+product's methods, each with the compute of eight trainings, are held against AdaCos, which has no hyper-parameters, and
+against the best constant margin and scale that the same compute finds on a grid. A search is the unit: it is repeated
+under other seeds, and what each one found is retrained from scratch. Scores are those of identities that no search has
+seen."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """What is compared: its units' test scores U and how they move in the resamples of the identities, U×B."""
-
-    name: str
-    score_U: Floats
-    move_UB: Floats
-    choice: float
-    """The mean on the choice half of validation."""
-    images: float
-    """Training images of a unit: to find the loss and to train it once."""
-
-    def means(self, clusters: int) -> tuple[Floats, TwoWay]:
-        """The mean over units in each resample of units and identities, B, and the draws that it comes from."""
-        rng = np.random.default_rng([len(self.score_U), *self.name.encode()])
-        two_way = TwoWay.draw(
-            seeds=len(self.score_U), resamples=self.move_UB.shape[1], clusters=clusters, level=LEVEL, rng=rng
-        )
-        return two_way.means(self.score_U, self.move_UB), two_way
-
-    def estimate(self, clusters: int) -> Estimate:
-        """The mean over units with its interval."""
-        mean_B, two_way = self.means(clusters)
-        low, high = two_way.interval(mean_B)
-        return Estimate(mean=float(self.score_U.mean()), low=low, high=high, n=len(self.score_U))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """One arm minus another."""
-
-    arm: str
-    rival: str
-    difference: Estimate
-    p: float
-
-
-def contrast(arm: Arm, rival: Arm, clusters: int) -> Contrast:
-    """The difference of two arms of at least two units each."""
-    (mean_B, two_way), (rival_mean_B, _) = arm.means(clusters), rival.means(clusters)
-    low, high = two_way.interval(mean_B - rival_mean_B)
-    mean = float(arm.score_U.mean() - rival.score_U.mean())
-    p = float(stats.ttest_ind(arm.score_U, rival.score_U, equal_var=False).pvalue)
-    estimate = Estimate(mean=mean, low=low, high=high, n=min(len(arm.score_U), len(rival.score_U)))
-    return Contrast(arm=arm.name, rival=rival.name, difference=estimate, p=p)
-
-
-class DataSet:
-    """The rows of a data set."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.plan = next(row for row in rows if row["kind"] == "plan")
-        self.rows = [row for row in rows if row["kind"] != "plan"]
-        self.metric = str(self.plan["setup"]["metric"])
-        self.clusters = int(self.plan["clusters"])
-
-    def of(self, kind: str, name: str) -> list[Row]:
-        """The rows of a kind and name, by seed."""
-        return sorted((r for r in self.rows if (r["kind"], r["name"]) == (kind, name)), key=lambda r: int(r["seed"]))
-
-    def arms(self) -> list[Arm]:
-        """All that have two units; the units of a search are its searches, with both retrains."""
-        found = [self._retrained(name) for name in plan.SEARCHES]
-        found += [self._own_network(name) for name in plan.SEARCHES]
-        found += [self._per_seed("part", name, search=plan.SEARCH_SOFTMAX) for name in (plan.SHUFFLED, plan.LAST)]
-        found += [self._per_seed("pool", plan.POOLED, search=plan.CONSTANT_GRID)]
-        found += [self._per_seed("baseline", name) for name in plan.BASELINES]
-        return [arm for arm in found if arm is not None]
-
-    def _arm(self, name: str, groups: Iterable[Sequence[Row]], found_by: float) -> Arm | None:
-        units = [group for group in groups if group]
-        if len(units) < 2:
-            return None
-        rows = [row for group in units for row in group]
-        choices = [row["choice"][self.metric] if row["choice"] else 0.0 for row in rows]
-        return Arm(
-            name=name,
-            score_U=np.array([np.mean([row["test"][self.metric] for row in group]) for group in units]),
-            move_UB=np.array([np.mean([row["moves_1e5"] for row in group], axis=0) for group in units]) / 1e5,
-            choice=float(np.mean(choices)),
-            images=found_by + float(np.mean([row["images"] for row in rows])),
-        )
-
-    def _search_images(self, name: str) -> float:
-        rows = self.of("search", name)
-        return float(np.mean([row["images"] for row in rows])) if rows else 0.0
-
-    def _retrained(self, name: str) -> Arm | None:
-        rows = self.of("retrain", name)
-        by_search = [
-            [row for row in rows if plan.SEEDS.index(row["seed"]) // plan.RETRAINS == place]
-            for place in range(len(plan.SEARCH_SEEDS))
-        ]
-        whole = [group for group in by_search if len(group) == plan.RETRAINS]
-        return self._arm(name, whole, self._search_images(name))
-
-    def _own_network(self, name: str) -> Arm | None:
-        return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)
-
-    def _per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
-        return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
-
-    def best_search(self, arms: Sequence[Arm]) -> Arm | None:
-        """The best contender by the choice half, None while one of them lacks a search or a retrain."""
-        names = [name for name, search in plan.SEARCHES.items() if not search.control and name != plan.CONSTANT_GRID]
-        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(plan.SEARCH_SEEDS)}
-        if not set(names) <= set(whole):
-            return None
-        return max((whole[name] for name in names), key=lambda arm: arm.choice)
-
-    def table(self, arms: Sequence[Arm]) -> pd.DataFrame:
-        """One line an arm."""
-        lines = [
-            {
-                "": arm.name,
-                "units": len(arm.score_U),
-                "test": written(arm.estimate(self.clusters)),
-                "between units": f"{arm.score_U.std(ddof=1):.4f}",
-                "validation, choice half": f"{arm.choice:.4f}",
-                "images in all": f"{arm.images:,.0f}",
-            }
-            for arm in sorted(arms, key=lambda each: -float(each.score_U.mean()))
-        ]
-        return pd.DataFrame(lines)
+def arms_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
+    """One line an arm."""
+    lines = [
+        {
+            "": arm.name,
+            "units": len(arm.score_U),
+            "test": written(arm.estimate(data.clusters)),
+            "between units": f"{arm.score_U.std(ddof=1):.4f}",
+            "validation, choice half": f"{arm.choice:.4f}",
+            "images in all": f"{arm.images:,.0f}",
+        }
+        for arm in sorted(arms, key=lambda each: -float(each.score_U.mean()))
+    ]
+    return pd.DataFrame(lines)
 
 
 def primary(sets: Mapping[str, DataSet]) -> list[tuple[str, Contrast | None, float, Verdict]]:
@@ -203,6 +96,90 @@ def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def other_scores_table(data: DataSet, scores: Sequence[str] = OTHERS) -> pd.DataFrame:
+    """Mean test scores that were not to be tested, with the standard error over trainings."""
+    names = [*plan.SEARCHES, *(name for name in plan.BASELINES if plan.times_of(name) == 1)]
+    lines = []
+    for name in names:
+        tests = [row["test"] for kind in ("retrain", "baseline") for row in data.of(kind, name)]
+        if len(tests) >= 2:
+            columns = {score: np.array([test[score] for test in tests]) for score in scores if score in tests[0]}
+            shown = {k: f"{v.mean():.4f} ± {v.std(ddof=1) / len(v) ** 0.5:.4f}" for k, v in columns.items()}
+            lines.append({"": name, "trainings": len(tests), **shown})
+    return pd.DataFrame(lines)
+
+
+def searches_table() -> pd.DataFrame:
+    """What was searched, as decided before."""
+    lines = [
+        {
+            "search": name,
+            "method": search.method or "given losses",
+            "settings": " ".join(search.settings).replace("|", "/") or "the method's own",
+            "role": "control" if search.control else "contender",
+        }
+        for name, search in plan.SEARCHES.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def trainings(data: DataSet) -> dict[str, list[tuple[float, float]]]:
+    """Reward on the choice half and test score of each retrain and each baseline that ended, by name."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in data.rows:
+        if row["kind"] in ("retrain", "baseline") and row["choice"] and plan.times_of(row["name"]) == 1:
+            point = row["choice"][data.reward], row["test"][data.metric]
+            found.setdefault(row["name"], []).append(point)
+    return found
+
+
+def promise_table(data: DataSet) -> pd.DataFrame:
+    """What a search was paid for its winner, and what its retrains get on the same half and on the other one."""
+    lines = []
+    for name in plan.SEARCHES:
+        searches, retrains = ([r for r in data.of(kind, name) if r["choice"]] for kind in ("search", "retrain"))
+        if not searches or not retrains:
+            continue
+        mean = {
+            (kind, half): float(np.mean([row[half][data.reward] for row in rows]))
+            for kind, rows in (("own", searches), ("again", retrains))
+            for half in ("reward", "choice")
+        }
+        lines.append(
+            {
+                "": name,
+                "its own network, reward half": f"{mean['own', 'reward']:.4f}",
+                "retrained, reward half": f"{mean['again', 'reward']:.4f}",
+                "lost": f"{mean['own', 'reward'] - mean['again', 'reward']:+.4f}",
+                "its own network, choice half": f"{mean['own', 'choice']:.4f}",
+                "retrained, choice half": f"{mean['again', 'choice']:.4f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def spread(data: DataSet) -> str:
+    """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms."""
+    points = {name: each for name, each in trainings(data).items() if len(each) >= 3}
+    if len(points) < 3:
+        return "Too few trainings are there to tell arms from seeds."
+    tests = {name: np.array(each)[:, 1] for name, each in points.items()}
+    within = float(np.sqrt(np.mean([test_S.var(ddof=1) for test_S in tests.values()])))
+    means = np.array([test_S.mean() for test_S in tests.values()])
+    luck = float(np.sqrt(np.mean([test_S.var(ddof=1) / len(test_S) for test_S in tests.values()])))
+    flat = np.concatenate([np.array(each) for each in points.values()])
+    centred = np.concatenate([np.array(each) - np.mean(each, axis=0) for each in points.values()])
+    of_means = stats.spearmanr([np.mean(each, axis=0)[0] for each in points.values()], means)
+    return (
+        f"Of {len(points)} arms with three trainings or more, the mean test scores have a standard deviation of "
+        f"{means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm differs from "
+        f"the next by {within:.4f} (standard deviation within arms). The rank correlation of {data.reward} on the "
+        f"choice half with {data.metric} on the test is {stats.spearmanr(flat[:, 0], flat[:, 1]).statistic:.2f} over "
+        f"all {len(flat)} trainings, {stats.spearmanr(centred[:, 0], centred[:, 1]).statistic:.2f} within arms, "
+        f"{of_means.statistic:.2f} between the means of arms."
+    )
+
+
 def data_sets() -> dict[str, DataSet]:
     """Those that have rows."""
     rows = read_rows(NAME)
@@ -210,24 +187,65 @@ def data_sets() -> dict[str, DataSet]:
     return {name: DataSet([row for row in rows if row["data"] == name]) for name in names}
 
 
-def page(sets: Mapping[str, DataSet]) -> str:
-    """`STUDY.md`."""
-    parts = ["# Does searching pay?", "Written by `python -m tests.bench.study_report`; do not edit."]
+def beforehand(data: DataSet) -> str:
+    """What the plan's row says."""
+    seeds = (
+        f"searches under seeds {plan.SEARCH_SEEDS}, {plan.RETRAINS} retrains each, baselines under {len(plan.SEEDS)}"
+    )
+    rates = f"each baseline chooses among learning rates {plan.RATES} by {len(plan.RATE_SEEDS)} trainings each"
+    return f"Written {data.plan['date']}, commit `{data.plan['commit']}`: {seeds}; {rates}. {data.plan['statistics']}"
+
+
+def about(data: DataSet) -> str:
+    """Rows, compute, machines and versions."""
+    if not data.rows:
+        return "Nothing is there but the plan."
+    machines = ", ".join(sorted({str(row["machine"]) for row in data.rows}))
+    versions = ", ".join(sorted({f"torch {row['versions']['torch']}" for row in data.rows}))
+    dates = sorted({str(row["date"]) for row in data.rows})
+    images, seconds = (sum(row[key] for row in data.rows) for key in ("images", "seconds"))
+    bad = sum(row["state"] != "trained" for row in data.rows)
+    return (
+        f"{len(data.rows)} rows of {dates[0]} to {dates[-1]}, {images:,} training images in {seconds / 3600:.1f} hours "
+        f"({machines}; {versions}); {bad} collapsed or diverged and count as they scored."
+    )
+
+
+def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
+    """`STUDY.md`; its pictures are drawn into a folder unless that is None."""
+    parts = ["# Does searching pay?", "Written by `python -m tests.bench.study_report`; do not edit.", ASKED]
+    parts += ["## Decided before the first row", beforehand(next(iter(sets.values()))), pipes(searches_table())]
     parts += ["## The primary contrasts", pipes(primary_table(sets))]
     for name, data in sets.items():
         arms = data.arms()
-        done = f"{len(data.rows)} rows, {sum(row['images'] for row in data.rows):,} training images in all"
-        parts += [f"## {name}: {data.metric}", f"{done}."]
-        if arms:
-            parts += [pipes(data.table(arms)), "Differences, exploratory, not corrected:"]
-            parts += [pipes(exploratory_table(data, arms))]
+        parts += [f"## {name}: {data.metric}", about(data)]
+        if not arms:
+            continue
+        parts += [pipes(arms_table(data, arms))]
+        if pictures is not None:
+            parts += _drawn(name, data, arms, pictures)
+        parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data, arms))]
+        parts += ["Other scores of the test, ± standard error over trainings:", pipes(other_scores_table(data))]
+        parts += [f"### {name}: could the reward tell?", spread(data), pipes(promise_table(data))]
     return "\n\n".join(parts) + "\n"
+
+
+def _drawn(name: str, data: DataSet, arms: Sequence[Arm], folder: Path) -> list[str]:
+    draw_arms(data, arms, folder / f"study_{name}_arms.png")
+    draw_found(data, folder / f"study_{name}_found.png")
+    draw_reward(data, trainings(data), folder / f"study_{name}_reward.png")
+    said = {
+        "arms": "test scores",
+        "found": "what was found, and margins over the training",
+        "reward": "reward and test",
+    }
+    return [f"![{name}: {words}](study_{name}_{kind}.png)" for kind, words in said.items()]
 
 
 def main() -> None:
     """Write the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    text = page(data_sets())
+    text = page(data_sets(), RESULTS)
     (RESULTS / "STUDY.md").write_text(text, encoding="utf-8")
     print(text)
 

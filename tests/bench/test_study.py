@@ -1,25 +1,32 @@
 """The study's bookkeeping and its verdicts, on rows whose truth is known."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from search_space import LossSchedule, catalog
 from tests.bench import study_plan as plan
 from tests.bench.study import Unit, chosen_rate, search_of, units
-from tests.bench.study_report import DataSet, contrast, page, primary
+from tests.bench.study_arms import DataSet, contrast
+from tests.bench.study_pictures import margin
+from tests.bench.study_report import page, primary
 
 METRIC = plan.SETUPS["omniglot"].metric
+STAMP = {"date": "2026-01-01", "commit": "abc", "machine": "a machine", "versions": {"torch": "2"}}
 CONTENDERS = [name for name, search in plan.SEARCHES.items() if not search.control]
 
 
 def plan_row(data: str) -> dict[str, object]:
-    return {"data": data, "clusters": 10, **plan.as_row(plan.SETUPS[data])}
+    return {"data": data, "clusters": 10, "recipe": {"horizon_epochs": 6}, **STAMP, **plan.as_row(plan.SETUPS[data])}
 
 
 def scored_row(data: str, unit: Unit, test: float, choice: float, rng: np.random.Generator) -> dict[str, object]:
-    metric = plan.SETUPS[data].metric
+    metric, reward = plan.SETUPS[data].metric, plan.SETUPS[data].reward
     return {
         "data": data,
         "kind": unit.kind,
@@ -27,10 +34,14 @@ def scored_row(data: str, unit: Unit, test: float, choice: float, rng: np.random
         "seed": unit.seed,
         "rate": unit.rate,
         "state": "trained",
-        "choice": {metric: choice},
+        "choice": {metric: choice, reward: choice + 0.01 * rng.standard_normal()},
+        "reward": {reward: choice},
         "test": {metric: test},
         "moves_1e5": (1e5 * 0.002 * rng.standard_normal(plan.RESAMPLES)).astype(int).tolist(),
         "images": 1000,
+        "seconds": 10.0,
+        "schedule": LossSchedule.constant(catalog.cosface(scale=16)).model_dump(mode="json"),
+        **STAMP,
     }
 
 
@@ -96,6 +107,31 @@ def test_nothing_is_decided_while_a_retrain_is_lacking() -> None:
     found = primary({"omniglot": DataSet(lacking)})
     assert [said for *_, said in found] == ["not decided"] * 4
     assert "rows are lacking" in page({"omniglot": DataSet(lacking)})
+
+
+def test_the_page_has_the_plan_the_pictures_and_what_the_reward_was_worth(tmp_path: Path) -> None:
+    text = page({"omniglot": DataSet(rows_of("omniglot", {}, {}))}, tmp_path)
+    assert "Written 2026-01-01, commit `abc`" in text
+    pictures = re.findall(r"!\[[^]]+\]\((\S+)\)", text)
+    assert len(pictures) == 3
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    (promise,) = re.findall(r"\| search-softmax \| ([\d. |+−-]+) \|\n", text.split("could the reward tell?")[1])
+    assert promise.split(" | ")[:3] == ["0.5000", "0.5000", "+0.0000"]
+
+
+def test_a_data_set_of_which_nothing_but_the_plan_is_there_is_said_to_be_that() -> None:
+    assert "Nothing is there but the plan." in page({"lfw112": DataSet([plan_row("lfw112")])})
+
+
+def test_a_margin_is_what_a_loss_takes_off_the_cosine() -> None:
+    taken = margin(catalog.cosface(margin=0.35, scale=20), [0.0, 60.0])
+    assert taken is not None
+    assert taken.tolist() == pytest.approx([0.35, 0.35])
+    turned = margin(catalog.arcface(margin_rad=math.radians(30), scale=20), [60.0])
+    assert turned is not None
+    assert turned.tolist() == pytest.approx([0.5])
+    assert margin(catalog.adacos_dynamic(), [0.0]) is None
+    assert margin(catalog.p2sgrad(), [0.0]) is None
 
 
 def test_a_contrast_is_over_searches_not_over_their_retrains() -> None:

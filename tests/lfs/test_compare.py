@@ -154,16 +154,21 @@ def test_a_finished_comparison_is_shown_again_and_not_repeated(compared: tuple[P
     assert contents(run_dir) == before
 
 
-def test_another_comparison_takes_other_seeds_and_says_that_the_test_was_opened_before(
+def test_another_comparison_takes_other_seeds_and_score_and_says_that_the_test_was_opened_before(
     compared: tuple[Path, Result], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "runs" / "tiny"
     shutil.copytree(compared[0], run_dir)
-    done = lossearch("compare", run_dir, "--again", "--seeds=2", "--baseline=softmax", "--resamples=100")
+    options = ["--again", "--seeds=2", "--baseline=softmax", "--resamples=100", "--metric=auc"]
+    done = lossearch("compare", run_dir, *options)
     assert done.code == 0, done.err
     assert "had opened them 1× before" in done.out
-    assert "1× by comparisons of this workspace" in (run_dir / "compare-2.html").read_text(encoding="utf-8")
+    page = (run_dir / "compare-2.html").read_text(encoding="utf-8")
+    assert "1× by comparisons of this workspace" in page
+    assert "AUC, as asked for, here on the test identities" in page
+    assert "reward, here on the test identities" in (run_dir / "compare.html").read_text("utf-8")
     first, second = plan_of(events_of(run_dir)), plan_of(events_of(run_dir, 2))
+    assert second.metric == "auc"
     assert not {*first.seeds, first.grid_seed} & {*second.seeds, second.grid_seed}
     assert (run_dir / "compare.html").read_bytes() == (compared[0] / "compare.html").read_bytes()
 
@@ -283,6 +288,7 @@ BAD = {
     "words for a margin": (["--cosface-margins=small"], ["grid.cosface_margins", "must be numbers", "'small'"]),
     "margin out of range": (["--arcface-margins=4"], ["grid: m2_rad must be at most 1.5708", "4.0"]),
     "unknown kind of equal compute": (["--equal-compute=more"], ["equal_compute", "'seeds' or 'longer'", "'more'"]),
+    "no such score": (["--metric=f1"], ["metric", "tar_at_far_1e-3", "f1"]),
     "too few resamples": (["--resamples=3"], ["resamples", "at least 100", "3"]),
     "a recipe": (["--set=recipe.width=8"], ["takes --set for executor only", "recipe.width=8"]),
 }

@@ -68,6 +68,26 @@ def test_groups_are_shown_beside_all_with_their_spread(faces: Path, here: Path) 
     assert "skewed error ratio" in done.out
 
 
+def test_a_group_of_too_few_pairs_gets_a_dash_and_the_reason(faces: Path, here: Path) -> None:
+    with np.load(faces) as arrays:
+        whole = dict(arrays)
+    whole["race"] = np.where(np.arange(300) < 2, "c", whole["race"])
+    np.savez(here / "rare.npz", **whole)
+    done = lossearch("evaluate", "rare.npz", *FEW, "--by", "race", "--json", "by.json", "--plot", "by.html")
+    assert done.code == 0, done.err
+    content = json.loads((here / "by.json").read_text())
+    assert list(content["results"]) == ["all", "a", "b"]
+    values = [content["results"][group]["measures"]["eer"]["value"] for group in "ab"]
+    assert content["spread"]["eer"]["mean"] == pytest.approx(np.mean(values))
+    reason = "rare.npz has 1 pairs of one identity and 0 of two among 2 images"
+    assert content["unscored"]["c"].startswith(reason)
+    assert f"group 'c' is not scored: {reason}" in done.out
+    assert ["eer", "–"] in [line.split() for line in done.out.splitlines()]  # in a table of its own, at 80 columns
+    page = (here / "by.html").read_text()
+    assert "group &#x27;c&#x27; is not scored" in page
+    assert "<td>c</td><td>–</td>" in page
+
+
 def test_the_same_seed_draws_the_same_intervals(faces: Path) -> None:
     one, again, other = (lossearch("evaluate", faces, *FEW, "--seed", seed).out for seed in ("0", "0", "1"))
     assert one == again != other

@@ -1,8 +1,10 @@
 """`lossearch train` and `lossearch embed`, from the command line to the files."""
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lfs.journal import FILE_NAME, Completed, Event, Resumed, Started, Trained, read_events
 from lfs.tracker import sync
 from lfs.tracker_uri import default_uri
 from search_space import LossSchedule, catalog
-from tests.lfs.command import IMAGE_SIZE, IMAGES_PER_CLASS, SPLIT, Result, contents, lossearch
+from tests.lfs.command import IMAGE_SIZE, IMAGES_PER_CLASS, SPLIT, Result, contents, draw_images, lossearch
 from tests.lfs.runners import PATIENCE_SECONDS, wait_until
 from tests.lfs.test_bad_input import refused
 from trainers.exported_network import embed_images, load_network
@@ -232,6 +235,14 @@ WRONG = {
         ["--loss", "arcface", "--set=recipe.accumulation=3", "--out", "o"],
         ["recipe", "accumulation must cut batch_size=128"],
     ),
+    "a step in the backward over parts": (
+        ["--loss", "arcface", "--set=numerics.fused_head_step=true", "--set=recipe.accumulation=4", "--out", "o"],
+        ["numerics.fused_head_step needs optimizer 'sgd' and accumulation=1, but got 'sgd' and accumulation=4"],
+    ),
+    "an unknown key of the sampling": (
+        ["--loss", "arcface", "--set=recipe.sampling.cap=3", "--out", "o"],
+        ["'recipe.sampling.cap'", "known are kind, images_per_class, max_images_per_class"],
+    ),
     "a batch larger than the data": (
         ["--loss", "arcface", "--network", "conv4", "--set=recipe.batch_size=99999", "--out", "o"],
         ["batch_size must be at most", "99999"],
@@ -275,7 +286,10 @@ def test_folders_of_something_else_are_refused(
         told: list[str | Path] = ["--data", shapes, "--loss", "arcface", "--out", taken, *UNTRACKED]
         refused(lossearch("train", *told), "already holds", "--resume", "--out")
     refused(lossearch("train", "--resume", run_dir), "holds a search, not a training", f"lossearch resume {run_dir}")
-    refused(lossearch("resume", folder), "holds a training, not a search", f"lossearch train --resume {folder}")
+    for command in ("resume", "report", "export", "compare"):
+        refused(lossearch(command, folder), "holds a training, not a search", f"lossearch train --resume {folder}")
+    refused(lossearch("train", "--loss", folder, "--out", "o"), "not a search", f"{folder / 'loss.json'} has its loss")
+    refused(lossearch("data", "check", shapes, "--checkpoint", folder), "not a search", f"lossearch embed {folder}")
     refused(lossearch("train", "--resume", folder, "--set=recipe.epochs=9"), "tracking only", "recipe.epochs=9")
     assert (contents(folder), contents(run_dir)) == before
 
@@ -299,3 +313,15 @@ def test_wrong_places_for_embeddings_are_refused(trained: tuple[Path, Result], s
     (here / "x.npz").write_bytes(b"mine")
     refused(lossearch("embed", folder, shapes, "x.npz"), "x.npz is there already")
     assert contents(here) == {"x.npz": b"mine"}
+
+
+def test_the_decoding_bar_is_shown_and_damaged_images_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_images(here / "set") / "images"
+    (images / "shape03" / "2.png").write_bytes(b"no image")
+    screen = io.StringIO()
+    monkeypatch.setattr("lfs.train_cli.out", Console(file=screen, force_terminal=True, width=200, color_system=None))
+    told = ("train", "--data", "set", "--loss", "softmax", "--out", "out", *UNTRACKED, "--set=recipe.epochs=1")
+    refused(lossearch(*told), "1 of 72 images", "images/shape03/2.png is not an image", "data.corrupt_share = 0.01")
+    assert re.search(r"decoding the images .* 72/72", screen.getvalue())
+    assert lossearch(*told, "--set=data.corrupt_share=0.1").code == 0
+    assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)\n" in screen.getvalue()

@@ -3,10 +3,8 @@
 Shapes: N batch, R rows of class weights.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,23 +101,13 @@ def answers(
     ]
 
 
-def errors(spec: LossSpec, classes: int, count: int, scale: float, **how: Any) -> list[Error]:
-    """Of the loss and its gradients at x and w, by `answers(**how)`, over `BATCHES`."""
-    batches = [answers(spec, classes, count, scale, seed, **how) for seed in range(BATCHES)]
+def errors(
+    spec: LossSpec, classes: int, count: int, scale: float, *, batches: int = BATCHES, **how: Any
+) -> list[Error]:
+    """Of the loss and its gradients at x and w, by `answers(**how)`, over all batches together."""
+    of_batches = [answers(spec, classes, count, scale, seed, **how) for seed in range(batches)]
     found = []
-    for forms in zip(*(zip(*each, strict=True) for each in batches), strict=True):
+    for forms in zip(*(zip(*each, strict=True) for each in of_batches), strict=True):
         true, plain, ours = (torch.cat([batch[i].flatten() for batch in forms]) for i in range(3))
         found.append(Error(float((ours - true).norm()), float((plain - true).norm()), float(true.norm())))
     return found
-
-
-def median_ratios(
-    spec: LossSpec, classes: int, count: int, scale: float, seeds: Sequence[int], **how: Any
-) -> list[float]:
-    """Error over that of the plain form, of the loss and its gradients at x and w, in the median batch, by norms."""
-    ratios_S3 = [
-        [float((ours - true).norm() / (plain - true).norm()) for true, plain, ours in zip(*forms, strict=True)]
-        for forms in (answers(spec, classes, count, scale, seed, **how) for seed in seeds)
-    ]
-    medians: list[float] = np.median(ratios_S3, axis=0).tolist()
-    return medians

@@ -59,6 +59,7 @@ def test_the_public_surface_is_pinned() -> None:
         "Choice",
         "CombinedMargin",
         "Domain",
+        "HeadSGD",
         "Loss",
         "LossSchedule",
         "LossSpec",

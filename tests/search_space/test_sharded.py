@@ -5,12 +5,13 @@ Shapes: N global batch, C classes, D embedding. All cases run inside one set of 
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from search_space import LossSpec, MarginHead, ShardedMarginHead, catalog, joined_state
+from search_space import HeadSGD, LossSpec, MarginHead, ShardedMarginHead, catalog, joined_state
 from search_space.parts import AdaCosScale, EnergyRegularizer
 from tests.search_space.processes import Answers, Record, answers_of, in_group
 
@@ -65,6 +66,29 @@ def trained(head: MarginHead | ShardedMarginHead, rows: slice) -> Record:
     return record
 
 
+def trained_in_backward(head: MarginHead | ShardedMarginHead, rows: slice) -> Record:
+    """`trained` where `HeadSGD` updates the class weights."""
+    record: Record = []
+    HeadSGD(head, lr=RATE)
+    for seed in range(STEPS):
+        x_ND, label_N = joined_batch(seed)
+        x_nD = x_ND[rows].to(head.weight.dtype).requires_grad_()
+        loss = head(x_nD, label_N[rows])
+        loss.backward()
+        assert head.weight.grad is None
+        assert x_nD.grad is not None
+        record.append({"loss": loss.detach(), "x": x_nD.grad, "weight": head.weight.detach().clone()})
+    return record
+
+
+def kernel_worker(rank: int, world: int, folder: str) -> None:
+    start = sum(BATCHES[world][:rank])
+    rows = slice(start, start + BATCHES[world][rank])
+    with in_group(rank, world, folder) as answers:
+        head = ShardedMarginHead(CASES["arcface"], CLASSES, DIM, generator=generator(0), impl="triton")
+        answers["kernels"] = trained_in_backward(head, rows)
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     start = sum(BATCHES[world][:rank])
     rows = slice(start, start + BATCHES[world][rank])
@@ -72,6 +96,8 @@ def worker(rank: int, world: int, folder: str) -> None:
         for case, spec in CASES.items():
             head = ShardedMarginHead(spec, CLASSES, DIM, class_counts=COUNTS, generator=generator(0)).double()
             answers[case] = trained(head, rows)
+        fused = ShardedMarginHead(CASES["arcface"], CLASSES, DIM, generator=generator(0)).double()
+        answers["in backward"] = trained_in_backward(fused, rows)
         random = ShardedMarginHead(catalog.elasticface_arc(), CLASSES, DIM, generator=generator(0)).double()
         answers["random margins"] = trained(random, rows)
         torch.manual_seed(rank)
@@ -113,6 +139,27 @@ def test_the_processes_train_as_one(case: str, answers: list[Answers]) -> None:
         for one in each:
             for name, value in seen.items():
                 torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-10)
+
+
+def assert_as_one(answers: list[Answers], case: str, tolerance: float) -> None:
+    """The processes' embedding gradients and class weights are those of arcface in one process."""
+    for index, seen in enumerate(trained(whole_head(CASES["arcface"]), slice(None))):
+        each = [answer[case][index] for answer in answers]
+        x_ND, weight_RD = (torch.cat([one[name] for one in each]).double() for name in ("x", "weight"))
+        torch.testing.assert_close(x_ND / len(each), seen["x"], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(weight_RD, seen["weight"], rtol=tolerance, atol=tolerance)
+
+
+def test_the_processes_train_as_one_in_their_backward(answers: list[Answers]) -> None:
+    assert_as_one(answers, "in backward", 1e-9)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_train_as_one_by_kernels(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Triton interprets them, in float32."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert_as_one(answers_of(kernel_worker, world, tmp_path), "kernels", 1e-5)
 
 
 def test_all_processes_draw_the_same_random_margins(answers: list[Answers]) -> None:

@@ -8,9 +8,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from search_space import MarginHead, catalog, triton_head
+from search_space import HeadSGD, MarginHead, catalog, triton_head
 from search_space.chunked import GradientDtype, Memory
-from tests.search_space.head_cases import SPECS, Error, at_scale, built, errors, median_ratios, with_gradients
+from tests.search_space.head_cases import SPECS, Error, at_scale, built, errors, with_gradients
 
 TARGET_ONLY = tuple(name for name in SPECS if triton_head.unsupported(SPECS[name], 32) is None)
 SHAPES = ((70, 150, 40), (65, 64, 8), (5, 3, 16), (1, 65, 100), (3, 20, 300))
@@ -22,9 +22,9 @@ def scaled_errors(name: str, scale: float, memory: Memory, device: str) -> list[
     return errors(at_scale(name, scale), 150, 40, scale, memory=memory, device=device, kernels=True)
 
 
-def steep_ratios(name: str, scale: float, device: str) -> list[float]:
-    """At scales where one sample makes most of a batch's error: of the median batch."""
-    return median_ratios(at_scale(name, scale), 150, 40, scale, range(10, 21), device=device, kernels=True)
+def steep_errors(name: str, scale: float, device: str) -> list[Error]:
+    """At scales where one sample makes most of a batch's error: over many batches."""
+    return errors(at_scale(name, scale), 150, 40, scale, batches=24, device=device, kernels=True)
 
 
 def half_errors(name: str, dtype: torch.dtype, device: str) -> list[Error]:
@@ -102,6 +102,24 @@ def weights_after_steps(gradient_dtype: GradientDtype, device: str) -> list[Tens
     return [head.weight.detach().cpu() for head in heads]
 
 
+def fused_and_separate(momentum: float, memory: Memory, device: str) -> list[tuple[Tensor, Tensor]]:
+    """Class weights and momentum after three steps in the backward of the kernels, and by torch's SGD behind it."""
+    found = []
+    for optimizer_of in (HeadSGD, lambda head, **settings: torch.optim.SGD([head.weight], **settings)):
+        generator = torch.Generator().manual_seed(0)
+        head = MarginHead(catalog.arcface(scale=16), 150, 16, generator=generator, impl="triton", memory=memory)
+        optimizer = optimizer_of(head.to(device), lr=0.5, momentum=momentum, weight_decay=0.01)
+        for count in (9, 5, 70):
+            x_ND, _, label_N = batch(count, 150, 16, device)
+            with patch.object(triton_head, "RECOMPUTED_ROWS", 64):
+                head(x_ND.detach(), label_N).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept = optimizer.state[head.weight].get("momentum_buffer")
+        found.append([head.weight.detach().cpu()] + ([] if kept is None else [kept.cpu()]))
+    return list(zip(*found, strict=True))
+
+
 def shared_bytes(capability: int) -> dict[str, int]:
     """Shared memory that each kernel needs, as compiled for a GPU that need not be there, at the widest D."""
     import triton
@@ -115,7 +133,7 @@ def shared_bytes(capability: int) -> dict[str, int]:
     kernels = {
         "exponentials": tiles | {"DIMS": 32, "AGAIN": False, "STORES": True, "MAPS": True},
         "embedding_gradients": tiles,
-        "weight_gradients": tiles | {"SAMPLES": 16, "ROWS": rows, "DIMS": dims},
+        "weight_gradients": tiles | {"SAMPLES": 16, "ROWS": rows, "DIMS": dims, "STEP": "momentum"},
     }
     found = {}
     for name, constants in kernels.items():
@@ -131,4 +149,6 @@ def shared_bytes(capability: int) -> dict[str, int]:
 def _type(argument: str) -> str:
     if argument == "label_N":
         return "*i64"
+    if argument in ("learning_rate", "momentum", "weight_decay"):
+        return "fp32"
     return "*fp32" if "_" in argument and argument[-1].isupper() else "i32"

@@ -1,10 +1,11 @@
-"""Image sets in Arrow tables: parquet files, and folders of Hugging Face's `datasets` on disk.
+"""Image sets in Arrow tables: parquet files, and folders of Hugging Face's `datasets` on disk; and CSV files of texts.
 
 An image is a struct of `bytes` and `path`, as `datasets` has it, or plain bytes; or a table lists paths. A label is a
 text or a number, which the features that `datasets` keeps beside or in the schema may name. Parquet is held in memory
 while it is read, Arrow files are mapped.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
-from trainers.formats.labelled import Row, found_in_table, image_names
+from trainers.formats.labelled import Columns, Row, found_in_table, image_names
 from trainers.image_folder import beside
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
@@ -69,11 +73,13 @@ def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
     rows: list[Row] = []
     columns: list[pa.ChunkedArray] = []
     at: list[tuple[int, int]] = []
+    tables = [table for table, _, _ in parts]
     for number, (table, names, split) in enumerate(parts):
         images = next((word for word in _IMAGE_WORDS if _holds_bytes(table, word)), None)
         if images is None:
             listed = [row for each in parts for row in _listed(*each, path)]
-            return found_in_list(path if path.is_file() else path / "list", listed)
+            further = _columns(tables, path, listed=True)
+            return found_in_list(path if path.is_file() else path / "list", listed, further)
         of_part, column = _rows(table, images, names, split, path)
         rows += of_part
         columns.append(column)
@@ -82,7 +88,9 @@ def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
     store = ArrowStore(columns, dict(zip(image_of, at, strict=True)))
     kind = "parquet" if path.is_file() else "huggingface"
     folder = path.parent if path.is_file() else path
-    return found_in_table(path, kind, rows, image_of, store).with_table(beside(folder / TABLE_NAME))
+    further = _columns(tables, path, listed=False)
+    found = found_in_table(path, kind, rows, image_of, store, further)
+    return found.with_table(beside(folder / TABLE_NAME))
 
 
 _Part = tuple[pa.Table, Sequence[str], str]
@@ -171,6 +179,78 @@ def _splits(table: pa.Table, split: str) -> list[str]:
     if "split" not in table.column_names:
         return [split] * len(table)
     return [str(value or "") for value in table["split"].to_pylist()]
+
+
+def _columns(tables: Sequence[pa.Table], path: Path, *, listed: bool) -> Columns:
+    """What the tables say beyond label, split and, where they list them, paths; empty where one lacks a column."""
+    further = [_texts(table, path, listed=listed) for table in tables]
+    return {
+        name: [text for table, of in zip(tables, further, strict=True) for text in of.get(name, [""] * len(table))]
+        for name in dict.fromkeys(name for of in further for name in of)
+    }
+
+
+def _texts(table: pa.Table, path: Path, *, listed: bool) -> Columns:
+    """The further columns that hold texts, whole numbers or booleans."""
+    used = {"split", column_of(LABEL_WORDS, table.column_names, path)}
+    if listed:
+        used.add(column_of(PATH_WORDS, table.column_names, path))
+    return {
+        field.name: ["" if value is None else str(value) for value in table[field.name].to_pylist()]
+        for field in table.schema
+        if field.name not in used and _says_something(field.type)
+    }
+
+
+def _says_something(kind: pa.DataType) -> bool:
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    return any(check(of) for check in checks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """A column of P texts, of which U are different: `text_U[code_P]`."""
+
+    text_U: npt.NDArray[np.str_]
+    code_P: npt.NDArray[np.int64]
+
+
+def read_csv_texts(path: Path, columns: Sequence[str]) -> dict[str, Texts]:
+    """The columns of a CSV with this header, empty lines left out. Raises `DataError`, naming the line where it can."""
+    wrong: list[csv.InvalidRow] = []
+
+    def skip(row: csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "skip"
+
+    kind = pa.dictionary(pa.int32(), pa.string())
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(invalid_row_handler=skip),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, kind)),
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as a CSV ({' '.join(str(error).split())[:200]}); restore it") from None
+    if wrong:
+        line, text = csv_line(path, wrong[0].number - 1)
+        raise DataError(f"line {line} of {path} must be {','.join(columns)}, but is {text[:100]!r}")
+    return {name: _coded(table[name]) for name in columns}
+
+
+def _coded(column: pa.ChunkedArray) -> Texts:
+    whole = column.unify_dictionaries().combine_chunks()
+    texts = np.array(whole.dictionary.to_pylist(), dtype=np.str_)
+    return Texts(text_U=texts, code_P=whole.indices.to_numpy().astype(np.int64))
+
+
+def csv_line(path: Path, row: int) -> tuple[int, str]:
+    """The number, from 1 on, and the text of a row, which counts lines that are not empty from the header, 0, on."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline=None) as file:
+        lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, start=1))
+        return next(itertools.islice((line for line in lines if line[1]), row, None))
 
 
 def write_parquet(source: ImageSource, target: Path, on_image: OnImage) -> None:

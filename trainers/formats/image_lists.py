@@ -1,4 +1,4 @@
-"""Lists of image files with their classes: a CSV with the columns `path`, `label` and optionally `split`."""
+"""Lists of image files with their classes: a CSV with the columns `path`, `label`, perhaps `split`, and any others."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.formats.labelled import Row, found_in_table, image_names
+from trainers.formats.labelled import Columns, Row, found_in_table, image_names
 from trainers.image_folder import reading, write_folder
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 
@@ -34,17 +34,19 @@ def find_in_csv(path: Path) -> FoundImages:
         table = csv.DictReader(content.splitlines(), strict=True)
         columns = table.fieldnames or []
         place, label = (column_of(words, columns, path) for words in (PATH_WORDS, LABEL_WORDS))
-        rows = [Row(each[label] or "", each[place] or "", each.get("split") or "") for each in table]
+        lines = list(table)
+        rows = [Row(each[label] or "", each[place] or "", each.get("split") or "") for each in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one") from error
-    return found_in_list(path, rows)
+    others = [column for column in columns if column not in ("", place, label, "split")]
+    return found_in_list(path, rows, {column: [each[column] or "" for each in lines] for column in others})
 
 
-def found_in_list(path: Path, rows: Sequence[Row]) -> FoundImages:
+def found_in_list(path: Path, rows: Sequence[Row], columns: Columns) -> FoundImages:
     """The set of these rows, whose files are paths from the folder of `path`."""
     names = image_names(rows, path)
     files = {name: path.parent / row.file for name, row in zip(names, rows, strict=True)}
-    return found_in_table(path, "list", rows, names, ListStore(files))
+    return found_in_table(path, "list", rows, names, ListStore(files), columns)
 
 
 def column_of(words: Sequence[str], columns: Sequence[str], path: Path) -> str:

@@ -20,6 +20,10 @@ SPLIT_WORDS: Mapping[str, Split] = {
 """What formats call the splits."""
 
 
+Columns = Mapping[str, Sequence[str]]
+"""What a table says beyond label, file and split: by column, the text of each row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """An image as a table has it: its class, its file (a name or a path), and its split, empty where none is said."""
@@ -49,11 +53,26 @@ def image_names(rows: Sequence[Row], path: Path) -> list[str]:
     return names
 
 
-def found_in_table(path: Path, kind: str, rows: Sequence[Row], names: Sequence[str], store: Store) -> FoundImages:
-    """The set of these rows, with the splits that they tell."""
+def found_in_table(
+    path: Path,
+    kind: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    store: Store,
+    columns: Columns | None = None,
+) -> FoundImages:
+    """The set of these rows, with the splits that they tell and what further `columns` say."""
     files = by_class(names, path)
     splits, conflict = _splits(rows)
-    return FoundImages(path=path, format=kind, files=files, store=store, splits=splits, conflict=conflict)
+    return FoundImages(
+        path=path,
+        format=kind,
+        files=files,
+        store=store,
+        columns={column: dict(zip(names, texts, strict=True)) for column, texts in (columns or {}).items()},
+        splits=splits,
+        conflict=conflict,
+    )
 
 
 def _splits(rows: Sequence[Row]) -> tuple[dict[str, Split] | None, str]:

@@ -23,15 +23,14 @@ _FINITE_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingSet:
-    """N embeddings with what is known of each: texts of length N by the name of the column."""
+class ImageTable:
+    """What is known of each of N images: texts of length N by the name of the column, at least one."""
 
     name: str
-    embeddings_ND: Floats32
     columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.embeddings_ND)
+        return len(next(iter(self.columns.values())))
 
     def column(self, name: str, purpose: str) -> Column:
         """The column; where there is none, a `DataError` that says what it was wanted for."""
@@ -39,15 +38,6 @@ class EmbeddingSet:
             known = ", ".join(["embeddings", *self.columns])
             raise DataError(f"{self.name} has no array '{name}', which {purpose}; it has {known}")
         return self.columns[name]
-
-    def labels(self) -> Ints:
-        """The identity of each image as a number from 0 on."""
-        return np.unique(self.column("labels", "says who is in each image"), return_inverse=True)[1]
-
-    def only(self, rows: slice | npt.NDArray[np.bool_] | Ints) -> "EmbeddingSet":
-        """The set of these rows."""
-        kept = {name: values[rows] for name, values in self.columns.items()}
-        return EmbeddingSet(name=self.name, embeddings_ND=self.embeddings_ND[rows], columns=kept)
 
     def rows_of(self, names: Column, purpose: str) -> Ints:
         """The rows of these images: by `templates` where the set has them, else by `paths`, else by number from 0 on.
@@ -62,10 +52,33 @@ class EmbeddingSet:
         wrong = np.flatnonzero(last - first != 1)
         if len(wrong):
             name, count = names[wrong[0]], int((last - first)[wrong[0]])
-            of = "no such row, which are numbered from 0" if key is None else f"{count} entries of '{key}' of that name"
+            of = (
+                "no such row, which are numbered from 0"
+                if key is None
+                else f"{count} entries of '{key}' of that name, which are such as '{known_N[0]}'"
+            )
             raise DataError(f"{purpose} names '{name}', but {self.name} has {of}; one is needed")
         rows: Ints = order_N[first]
         return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSet(ImageTable):
+    """N embeddings with what is known of each."""
+
+    embeddings_ND: Floats32
+
+    def __len__(self) -> int:
+        return len(self.embeddings_ND)
+
+    def labels(self) -> Ints:
+        """The identity of each image as a number from 0 on."""
+        return np.unique(self.column("labels", "says who is in each image"), return_inverse=True)[1]
+
+    def only(self, rows: slice | npt.NDArray[np.bool_] | Ints) -> "EmbeddingSet":
+        """The set of these rows."""
+        kept = {name: values[rows] for name, values in self.columns.items()}
+        return EmbeddingSet(name=self.name, embeddings_ND=self.embeddings_ND[rows], columns=kept)
 
 
 def read_embeddings(path: Path) -> EmbeddingSet:

@@ -4,7 +4,7 @@ Every group is evaluated by itself, its thresholds included, as in RFW's protoco
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -48,27 +48,49 @@ def spread(name: str, value_of: Mapping[str, float]) -> Spread:
     )
 
 
-def spreads(groups: Mapping[str, Evaluation]) -> dict[str, Spread]:
-    """The spread of every measure that all groups have."""
-    first = next(iter(groups.values())).measures
-    shared = [name for name in first if all(name in each.measures for each in groups.values())]
-    return {name: spread(name, {g: each.measures[name].value for g, each in groups.items()}) for name in shared}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breakdown:
+    """What was found on each group that could be scored, and why the others could not."""
+
+    scored: Mapping[str, Evaluation] = field(default_factory=dict)
+    unscored: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all groups, sorted."""
+        return sorted([*self.scored, *self.unscored])
+
+    def spreads(self) -> dict[str, Spread]:
+        """The spread of every measure that all scored groups have; none where fewer than two groups are scored."""
+        if len(self.scored) < 2:
+            return {}
+        first = next(iter(self.scored.values())).measures
+        shared = [name for name in first if all(name in each.measures for each in self.scored.values())]
+        return {
+            name: spread(name, {group: each.measures[name].value for group, each in self.scored.items()})
+            for name in shared
+        }
+
+    def notes(self) -> list[str]:
+        """A sentence about each group that was not scored."""
+        said = [f"group '{name}' is not scored: {reason}" for name, reason in self.unscored.items()]
+        return [*said, "no spread over groups: it needs two that are scored"] if len(self.scored) == 1 else said
 
 
-def by_group(
-    group_N: npt.NDArray[np.str_], evaluate: Callable[[npt.NDArray[np.bool_]], Evaluation]
-) -> dict[str, Evaluation]:
-    """`evaluate` on the rows of each group but `NO_GROUP`.
+def by_group(group_N: npt.NDArray[np.str_], evaluate: Callable[[npt.NDArray[np.bool_]], Evaluation]) -> Breakdown:
+    """`evaluate` on the rows of each group but `NO_GROUP`. A group of which it raises `DataError` is not scored.
 
-    Raises `DataError` for fewer than two groups, and names the group that fails.
+    Raises `DataError` for fewer than two groups, and where none can be scored.
     """
     names = [name for name in np.unique(group_N).tolist() if name != NO_GROUP]
     if len(names) < 2:
         raise DataError(f"a comparison of groups needs two groups, but got {' and '.join(names) or 'none'}")
-    found = {}
+    scored, unscored = {}, {}
     for name in names:
         try:
-            found[name] = evaluate(group_N == name)
+            scored[name] = evaluate(group_N == name)
         except DataError as error:
-            raise DataError(f"group '{name}': {error}") from None
-    return found
+            unscored[name] = str(error)
+    if not scored:
+        raise DataError(f"none of {len(names)} groups can be scored; '{names[0]}': {unscored[names[0]]}")
+    return Breakdown(scored=scored, unscored=unscored)

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from trainers.formats.arrow_tables import Texts, csv_line, read_csv_texts
 from trainers.formats.pair_sets import read_pairs
 from trainers.image_source import DataError
 from trainers.pair_protocol import accuracy_by_fold, number_of, read_pair_list
-from trainers.protocols.embedding_sets import EmbeddingSet
+from trainers.protocols.embedding_sets import EmbeddingSet, ImageTable
 from trainers.protocols.measures import LEVEL, Curve, Evaluation, Measure, few_accepts, resolved
 from trainers.protocols.roc import Roc, cells, merged
 from trainers.resampling import draw_units
@@ -54,14 +55,13 @@ class ListedPairs:
         )
 
 
-def read_listed_pairs(path: Path, images: EmbeddingSet) -> ListedPairs:
-    """The pairs in a `pairs.txt` of LFW, a `.bin` of InsightFace, or a CSV, and where their embeddings are.
+def read_listed_pairs(path: Path, images: ImageTable) -> ListedPairs:
+    """The pairs in a `pairs.txt` of LFW, a `.bin` of InsightFace, or a CSV, and which rows of `images` they compare.
 
     - `pairs.txt` names an image by identity and number: found by `paths`, of which the folder is the identity and the
       last digits of the file's name are the number (`Ann_Veneman/Ann_Veneman_0003.jpg`).
-    - `.bin`: the embeddings are those of its images in order, two a pair; ten folds of consecutive pairs, as
-      InsightFace's code has them.
-    - CSV: `first,second,genuine[,fold]`; images as in `EmbeddingSet.rows_of`, `genuine` 1 or 0.
+    - `.bin`: `images` are its own in order, two a pair; ten folds of consecutive pairs, as InsightFace's code has them.
+    - CSV: `first,second,genuine[,fold]`; images as in `ImageTable.rows_of`, `genuine` 1 or 0.
 
     Where a list has no folds, its genuine and its impostor pairs go into ten folds in order. Raises `DataError`.
     """
@@ -71,7 +71,7 @@ def read_listed_pairs(path: Path, images: EmbeddingSet) -> ListedPairs:
     return reader(path, images)
 
 
-def _from_text(path: Path, images: EmbeddingSet) -> ListedPairs:
+def _from_text(path: Path, images: ImageTable) -> ListedPairs:
     listed = read_pair_list(path)
     paths = images.column("paths", f"{path} needs to find images by identity and number")
     row_of = {(PurePosixPath(name).parent.name, number_of(name)): row for row, name in enumerate(paths.tolist())}
@@ -85,35 +85,54 @@ def _from_text(path: Path, images: EmbeddingSet) -> ListedPairs:
     return ListedPairs(first_P=first_P, second_P=second_P, genuine_P=listed.genuine_P, fold_P=folds)
 
 
-def _from_bin(path: Path, images: EmbeddingSet) -> ListedPairs:
+def _from_bin(path: Path, images: ImageTable) -> ListedPairs:
     genuine_P = read_pairs(path).genuine_P
     if len(images) != 2 * len(genuine_P):
         raise DataError(
             f"{path} has {2 * len(genuine_P)} images, two a pair, but {images.name} has {len(images)} embeddings; it "
             "must have one for each image, in the same order"
         )
+    return consecutive_pairs(genuine_P)
+
+
+def consecutive_pairs(genuine_P: Bools) -> ListedPairs:
+    """Pairs of images that follow each other, in `consecutive_folds`, as InsightFace has them."""
     first_P = 2 * np.arange(len(genuine_P))
     fold_P = consecutive_folds(len(genuine_P))
     return ListedPairs(first_P=first_P, second_P=first_P + 1, genuine_P=genuine_P, fold_P=fold_P)
 
 
-def _from_csv(path: Path, images: EmbeddingSet) -> ListedPairs:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, strict=True) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); give a list of pairs") from None
-    head = rows[0] if rows else []
+def _from_csv(path: Path, images: ImageTable) -> ListedPairs:
+    head = _header(path)
     if head[:3] != ["first", "second", "genuine"] or head[3:] not in ([], ["fold"]):
         raise DataError(f"{path} must begin with first,second,genuine or first,second,genuine,fold, but got {head}")
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(head) or row[2].strip().lower() not in _WORDS:
-            raise DataError(f"line {number} of {path} must be {','.join(head)} with genuine 1 or 0, but is {row}")
-    table = np.array(rows[1:], dtype=np.str_).reshape(-1, len(head))
-    genuine_P = np.array([_WORDS[word.strip().lower()] for word in table[:, 2]], dtype=np.bool_)
-    fold_P = np.unique(table[:, 3], return_inverse=True)[1] if len(head) > 3 else _dealt(genuine_P)
-    first_P, second_P = (images.rows_of(table[:, side], str(path)) for side in (0, 1))
+    columns = read_csv_texts(path, head)
+    genuine_P = _booleans(columns["genuine"], path)
+    if "fold" in columns:
+        fold_P = np.unique(columns["fold"].text_U, return_inverse=True)[1][columns["fold"].code_P]
+    else:
+        fold_P = _dealt(genuine_P)
+    first_P, second_P = (
+        images.rows_of(columns[side].text_U, str(path))[columns[side].code_P] for side in ("first", "second")
+    )
     return ListedPairs(first_P=first_P, second_P=second_P, genuine_P=genuine_P, fold_P=fold_P)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next((row for row in csv.reader(file) if row), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}); give a list of pairs") from None
+
+
+def _booleans(words: Texts, path: Path) -> Bools:
+    known_U = [_WORDS.get(word.strip().lower()) for word in words.text_U.tolist()]
+    wrong_P = np.array([known is None for known in known_U], dtype=np.bool_)[words.code_P]
+    if wrong_P.any():
+        line, text = csv_line(path, 1 + int(wrong_P.argmax()))
+        raise DataError(f"line {line} of {path} must have 1 or 0 for genuine, but is {text[:100]!r}")
+    return np.array(known_U, dtype=np.bool_)[words.code_P]
 
 
 def consecutive_folds(pairs: int) -> Ints:
@@ -131,13 +150,13 @@ def _dealt(genuine_P: Bools) -> Ints:
 
 
 def cosines(embeddings_ND: Scores, first_P: Ints, second_P: Ints) -> Scores:
-    """The cosine of each pair of rows."""
+    """The cosine of each pair of rows; 0 where one of them has no direction."""
     score_P = np.empty(len(first_P), dtype=np.float32)
     for start in range(0, len(first_P), _CHUNK_PAIRS):
         here = slice(start, start + _CHUNK_PAIRS)
         one_PD, two_PD = (embeddings_ND[rows[here]].astype(np.float64) for rows in (first_P, second_P))
         lengths_P = np.linalg.norm(one_PD, axis=1) * np.linalg.norm(two_PD, axis=1)
-        score_P[here] = (one_PD * two_PD).sum(1) / lengths_P
+        score_P[here] = (one_PD * two_PD).sum(1) / np.maximum(lengths_P, np.finfo(np.float64).tiny)
     return score_P
 
 

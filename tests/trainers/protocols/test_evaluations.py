@@ -1,18 +1,23 @@
 """Each protocol's numbers and intervals against slow loops, and its corner cases by hand."""
 
+import csv
+import io
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
 from tests.trainers.protocols.sets import clusters, corners, cosine_table, embedding_set
 from trainers.image_source import DataError
 from trainers.protocols.all_pairs import evaluate_all_pairs
-from trainers.protocols.embedding_sets import EmbeddingSet
-from trainers.protocols.groups import by_group, spread, spreads
+from trainers.protocols.embedding_sets import EmbeddingSet, ImageTable
+from trainers.protocols.groups import by_group, spread
 from trainers.protocols.identification import evaluate_distractors, evaluate_identification
 from trainers.protocols.listed_pairs import (
     ListedPairs,
@@ -211,8 +216,17 @@ BAD_LISTS = {
     "a.png": ("", r"is a pairs\.txt, a \.bin or a \.csv, but got .*a\.png"),
     "a.txt": (TEXT.replace("bob\t3", "bob\t9"), r"mine\.npz has no image 9 of bob, which .*a\.txt names"),
     "head.csv": ("one,two\n", "must begin with first,second,genuine"),
-    "word.csv": ("first,second,genuine\nx,y,maybe\n", "line 2 of .* with genuine 1 or 0, but is"),
-    "short.csv": ("first,second,genuine,fold\nx,y,1\n", "line 2 of"),
+    "word.csv": ("first,second,genuine\n\nx,y,1\nx,y,maybe\n", "line 4 of .* 1 or 0 for genuine, but is 'x,y,maybe'"),
+    "short.csv": (
+        "first,second,genuine,fold\nx,y,1,0\n\nx,y,1\n",
+        "line 4 of .* must be first,second,genuine,fold, but is 'x,y,1'",
+    ),
+    "quote.csv": ('first,second,genuine\n"x,y,1\nx,y,0\n', "line 2 of .* must be first,second,genuine, but is"),
+    "bytes.csv": (
+        "first,second,genuine\n" + "x,y,1\n" * 9000 + "\udcff,y,1\n",
+        r"bytes\.csv cannot be read as a CSV .*UTF8",
+    ),
+    "empty.csv": ("\n", r"must begin with first,second,genuine .* but got \[\]"),
     "name.csv": ("first,second,genuine\nx,y,1\n", r"names 'x', but mine\.npz has 0 entries of 'paths'"),
 }
 
@@ -220,10 +234,35 @@ BAD_LISTS = {
 @pytest.mark.parametrize("name", BAD_LISTS)
 def test_a_wrong_list_gets_one_sentence(name: str, tmp_path: Path) -> None:
     content, sentence = BAD_LISTS[name]
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     images = embedding_set(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]), paths=PATHS)
     with pytest.raises(DataError, match=sentence):
         read_listed_pairs(tmp_path / name, images)
+
+
+NAME = st.text(st.sampled_from("abc,\"' éß"), min_size=1, max_size=4)
+ROW = st.tuples(NAME, NAME, st.sampled_from(["1", "0", "true", "False", " TRUE "]), st.sampled_from(["x", "y", ""]))
+
+
+@given(st.lists(ROW, min_size=1, max_size=20), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_csv_of_pairs_is_what_pythons_reader_makes_of_it(rows: list[tuple[str, ...]], data: st.DataObject) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("first", "second", "genuine", "fold"), *rows])
+    lines = [line for each in text.getvalue().splitlines() for line in (*[""] * data.draw(st.integers(0, 1)), each)]
+    ends = data.draw(st.sampled_from(["\n", "\r\n"]))
+    content = data.draw(st.sampled_from(["", "\ufeff"])) + ends.join(lines) + data.draw(st.sampled_from(["", ends]))
+    names = sorted({name for row in rows for name in row[:2]})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pairs.csv").write_bytes(content.encode())
+        table = ImageTable(name="mine", columns={"paths": np.array(names)})
+        pairs = read_listed_pairs(Path(folder) / "pairs.csv", table)
+    assert [(names[one], names[two]) for one, two in zip(pairs.first_P, pairs.second_P, strict=True)] == [
+        (row[0], row[1]) for row in rows
+    ]
+    assert pairs.genuine_P.tolist() == [row[2].strip().lower() in ("1", "true") for row in rows]
+    folds = sorted({row[3] for row in rows})
+    assert pairs.fold_P.tolist() == [folds.index(row[3]) for row in rows]
 
 
 # --- identification ---------------------------------------------------------------------------------------------------
@@ -334,9 +373,26 @@ def test_each_group_is_evaluated_by_itself() -> None:
 
     found = by_group(group_N, evaluate)
     alone = verification(images.embeddings_ND[group_N == "low"], images.labels()[group_N == "low"], FARS)
-    assert found["low"].measures["auc"].value == pytest.approx(alone["auc"])
-    assert spreads(found)["auc"].lowest == min(each.measures["auc"].value for each in found.values())
+    assert found.scored["low"].measures["auc"].value == pytest.approx(alone["auc"])
+    assert found.spreads()["auc"].lowest == min(each.measures["auc"].value for each in found.scored.values())
+    assert found.notes() == []
     with pytest.raises(DataError, match="two groups, but got one"):
         by_group(np.full(120, "one"), evaluate)
-    with pytest.raises(DataError, match=r"group 'b': mine\.npz has 0 pairs of one identity"):
-        by_group(np.where(np.arange(120) < 119, "a", "b"), evaluate)
+    with pytest.raises(DataError, match=r"none of 120 groups can be scored; '0': mine\.npz has 0 pairs of one"):
+        by_group(np.arange(120).astype(str), evaluate)
+
+
+def test_a_group_that_cannot_be_scored_leaves_the_others_and_their_spread_alone() -> None:
+    images = clusters(8, 120, 20)
+
+    def evaluate(rows: npt.NDArray[np.bool_]) -> Evaluation:
+        return evaluate_all_pairs(images.only(rows), fars=FARS, resamples=20, rng=rng())
+
+    two = by_group(np.where(np.arange(118) < 60, "a", "b"), lambda rows: evaluate(np.append(rows, [False, False])))
+    three = by_group(np.repeat(["a", "b", "c"], [60, 58, 2]), evaluate)
+    assert (three.names, [*three.scored]) == (["a", "b", "c"], ["a", "b"])
+    assert three.spreads() == two.spreads() != {}
+    assert three.notes()[0].startswith("group 'c' is not scored: mine.npz has ")
+    one = by_group(np.repeat(["a", "b"], [118, 2]), evaluate)
+    assert one.spreads() == {}
+    assert one.notes()[1] == "no spread over groups: it needs two that are scored"

@@ -1,0 +1,130 @@
+"""The arms of the study, from its rows: units, scores, and how these move in the resamples.
+
+`tests/bench/study_plan.py` says how they are judged. U units, B resamples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from analysis.significance import Estimate, TwoWay
+from tests.bench import study_plan as plan
+
+LEVEL = 0.05
+Floats = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What is compared: its units' test scores U and how they move in the resamples of the identities, U×B."""
+
+    name: str
+    score_U: Floats
+    move_UB: Floats
+    choice: float
+    """The mean on the choice half of validation."""
+    images: float
+    """Training images of a unit: to find the loss and to train it once."""
+
+    def means(self, clusters: int) -> tuple[Floats, TwoWay]:
+        """The mean over units in each resample of units and identities, B, and the draws that it comes from."""
+        rng = np.random.default_rng([len(self.score_U), *self.name.encode()])
+        two_way = TwoWay.draw(
+            seeds=len(self.score_U), resamples=self.move_UB.shape[1], clusters=clusters, level=LEVEL, rng=rng
+        )
+        return two_way.means(self.score_U, self.move_UB), two_way
+
+    def estimate(self, clusters: int) -> Estimate:
+        """The mean over units with its interval."""
+        mean_B, two_way = self.means(clusters)
+        low, high = two_way.interval(mean_B)
+        return Estimate(mean=float(self.score_U.mean()), low=low, high=high, n=len(self.score_U))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """One arm minus another."""
+
+    arm: str
+    rival: str
+    difference: Estimate
+    p: float
+
+
+def contrast(arm: Arm, rival: Arm, clusters: int) -> Contrast:
+    """The difference of two arms of at least two units each."""
+    (mean_B, two_way), (rival_mean_B, _) = arm.means(clusters), rival.means(clusters)
+    low, high = two_way.interval(mean_B - rival_mean_B)
+    mean = float(arm.score_U.mean() - rival.score_U.mean())
+    p = float(stats.ttest_ind(arm.score_U, rival.score_U, equal_var=False).pvalue)
+    estimate = Estimate(mean=mean, low=low, high=high, n=min(len(arm.score_U), len(rival.score_U)))
+    return Contrast(arm=arm.name, rival=rival.name, difference=estimate, p=p)
+
+
+class DataSet:
+    """The rows of a data set."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.plan = next(row for row in rows if row["kind"] == "plan")
+        self.rows = [row for row in rows if row["kind"] != "plan"]
+        self.metric, self.reward = str(self.plan["setup"]["metric"]), str(self.plan["setup"]["reward"])
+        self.clusters = int(self.plan["clusters"])
+
+    def of(self, kind: str, name: str) -> list[Row]:
+        """The rows of a kind and name, by seed."""
+        return sorted((r for r in self.rows if (r["kind"], r["name"]) == (kind, name)), key=lambda r: int(r["seed"]))
+
+    def arms(self) -> list[Arm]:
+        """All that have two units; the units of a search are its searches, with both retrains."""
+        found = [self._retrained(name) for name in plan.SEARCHES]
+        found += [self._own_network(name) for name in plan.SEARCHES]
+        found += [self._per_seed("part", name, search=plan.SEARCH_SOFTMAX) for name in (plan.SHUFFLED, plan.LAST)]
+        found += [self._per_seed("pool", plan.POOLED, search=plan.CONSTANT_GRID)]
+        found += [self._per_seed("baseline", name) for name in plan.BASELINES]
+        return [arm for arm in found if arm is not None]
+
+    def _arm(self, name: str, groups: Iterable[Sequence[Row]], found_by: float) -> Arm | None:
+        units = [group for group in groups if group]
+        if len(units) < 2:
+            return None
+        rows = [row for group in units for row in group]
+        choices = [row["choice"][self.metric] if row["choice"] else 0.0 for row in rows]
+        return Arm(
+            name=name,
+            score_U=np.array([np.mean([row["test"][self.metric] for row in group]) for group in units]),
+            move_UB=np.array([np.mean([row["moves_1e5"] for row in group], axis=0) for group in units]) / 1e5,
+            choice=float(np.mean(choices)),
+            images=found_by + float(np.mean([row["images"] for row in rows])),
+        )
+
+    def _search_images(self, name: str) -> float:
+        rows = self.of("search", name)
+        return float(np.mean([row["images"] for row in rows])) if rows else 0.0
+
+    def _retrained(self, name: str) -> Arm | None:
+        rows = self.of("retrain", name)
+        by_search = [
+            [row for row in rows if plan.SEEDS.index(row["seed"]) // plan.RETRAINS == place]
+            for place in range(len(plan.SEARCH_SEEDS))
+        ]
+        whole = [group for group in by_search if len(group) == plan.RETRAINS]
+        return self._arm(name, whole, self._search_images(name))
+
+    def _own_network(self, name: str) -> Arm | None:
+        return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)
+
+    def _per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
+        return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
+
+    def best_search(self, arms: Sequence[Arm]) -> Arm | None:
+        """The best contender by the choice half, None while one of them lacks a search or a retrain."""
+        names = [name for name, search in plan.SEARCHES.items() if not search.control and name != plan.CONSTANT_GRID]
+        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(plan.SEARCH_SEEDS)}
+        if not set(names) <= set(whole):
+            return None
+        return max((whole[name] for name in names), key=lambda arm: arm.choice)
