@@ -123,7 +123,7 @@ class ChunkedNegatives:
             buffers.lend(self)
         self._inverse_R = unit_ND.new_empty(0)
         self._cosines: list[Tensor] = []
-        rows = chunk_rows or min(CHUNK_ROWS, max(CHUNK_ROWS // 4, CHUNK_COSINES // len(unit_ND)))
+        rows = chunk_rows or min(CHUNK_ROWS, max(CHUNK_ROWS // 4, CHUNK_COSINES // max(1, len(unit_ND))))
         self._chunks = list(self._cut(max(1, rows // centers)))
         self.handed: Handed | None = None
 
