@@ -48,8 +48,7 @@ class TrainConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _arithmetic_fits(self) -> Self:
-        recipe = FullRecipe.model_validate_json(json.dumps(dict(self.recipe), default=str), strict=True)
-        refuse_fused_head_step(recipe, self.numerics)
+        refuse_fused_head_step(FullRecipe.model_validate(dict(self.recipe)), self.numerics)
         return self
 
 

@@ -117,6 +117,14 @@ def ratios(seconds: Mapping[str, list[float]], to: str) -> dict[str, float]:
     return {name: round(statistics.median(a / b for a, b in each), 2) for name, each in pairs.items()}
 
 
+def timings(seconds: Mapping[str, list[float]]) -> dict[str, object]:
+    """The median of each way, and all rounds, for a row."""
+    return {
+        "seconds": {name: round(statistics.median(each), 3) for name, each in seconds.items()},
+        "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
+    }
+
+
 def facts() -> dict[str, object]:
     peer = {PML: version(PML.replace("_", "-"))} if importlib.util.find_spec(PML) else {}
     return {"threads": torch.get_num_threads(), "dim": DIM, "clock": "process_time", **peer}
@@ -132,10 +140,9 @@ def speed(classes: int, count: int, rounds: int, *, compiled: bool) -> None:
         "what": "speed",
         "classes": classes,
         "batch": count,
-        "seconds": {name: round(statistics.median(each), 3) for name, each in seconds.items()},
         "times_the_floor": ratios(seconds, "floor"),
         "times_chunked": ratios(seconds, "chunked"),
-        "all_seconds": {name: [round(each, 3) for each in values] for name, values in seconds.items()},
+        **timings(seconds),
     }
     print(append_row("head", facts() | content)["times_the_floor"])
 
@@ -165,10 +172,9 @@ def update(classes: int, count: int, rounds: int) -> None:
         "what": "update",
         "classes": classes,
         "batch": count,
-        "seconds": {way: round(statistics.median(each), 3) for way, each in seconds.items()},
         "times_fused": ratios(seconds, "fused"),
         "peak_over_class_weights": {way: in_a_fresh_process(way, classes, count)[0] for way in UPDATES},
-        "all_seconds": {way: [round(each, 3) for each in values] for way, values in seconds.items()},
+        **timings(seconds),
     }
     row = append_row("head", facts() | content)
     print(row["times_fused"], row["peak_over_class_weights"])
