@@ -62,8 +62,8 @@ def main() -> None:
             if any((row["name"], row["seed"]) == (name, seed) for row in read_rows(NAME)):
                 continue
             content = study.training(LossSchedule.constant(spec), seed, {})
-            row = append_row(NAME, {"data": DATA, "kind": "baseline", "name": name, "seed": seed, **content})
-            print(name, seed, row["test"]["tar_at_far_1e-3"], flush=True)
+            append_row(NAME, {"data": DATA, "kind": "baseline", "name": name, "seed": seed, **content})
+            print(name, seed, content["test"]["tar_at_far_1e-3"], flush=True)
 
 
 if __name__ == "__main__":
