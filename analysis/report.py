@@ -95,6 +95,11 @@ class View:
         return tables.leaderboard_of(self.ledger)
 
     @cached_property
+    def finals(self) -> pd.DataFrame:
+        """The finalists."""
+        return tables.finals_of(self.ledger)
+
+    @cached_property
     def totals(self) -> pd.DataFrame:
         """What was spent, by role."""
         return tables.totals_of(self.ledger)
@@ -145,10 +150,17 @@ def verdict_section(view: View) -> Section:
     pieces: tuple[Html | None, ...] = (
         page.verdict(
             headline(view.board, view.metric, finished=view.ledger.finished is not None),
-            remarks(view.trials, view.board),
+            remarks(view.trials, view.board, view.finals),
         ),
         page.tiles(headline_numbers(view.totals, seconds=view.ledger.seconds)),
         page.table(rows, caption=f"The winner's {view.metric} minus each baseline's.") if len(rows) else None,
+        page.table(
+            view.finals,
+            caption="The finals: the search's best, trained again under other seeds. Scores of the choice half.",
+            marked=lambda row: row["finalist"] == view.winner,
+        )
+        if len(view.finals)
+        else None,
     )
     return Section(key="verdict", title="Verdict", pieces=pieces)
 
@@ -318,7 +330,7 @@ def trials_section(view: View) -> Section:
     scored = ranked[(ranked["role"] == "search") & ranked["reward"].notna()]
     best_note = {int(number): f"best of {len(scored)}: optimistic" for number in scored["number"].head(1)}
     shown["note"] = [_note(row, view.winner, best_note) for row in tables.records(shown)]
-    shown["entrant"] = shown["name"].where(shown["role"] == "baseline", "search")
+    shown["entrant"] = shown["name"].where(shown["role"] == "baseline", shown["role"])
     columns = [
         "number",
         "entrant",
@@ -345,6 +357,7 @@ def _note(row: dict[str, Any], winner: int | None, best_note: dict[int, str]) ->
     notes = (
         "winner" if row["number"] == winner else None,
         best_note.get(row["number"]),
+        f"final of trial {row['repeats']}" if row["repeats"] is not None else None,
         "no outcome yet" if row["state"] == "running" else None,
         f"failed: {row['error']}" if row["state"] == "failed" else None,
         row["preflight"],

@@ -1,13 +1,16 @@
 """What a journal says, as pandas tables. The events are the only input; any journal will do, an empty one too."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from analysis.ledger import Ledger
 from analysis.losses import describe, parameters
+from lfs.finals import finals_of as scores_in_finals
 from lfs.journal import Event
 from lfs.trial import Trial
 
@@ -24,12 +27,12 @@ SCORES = (
     "lfw_accuracy",
 )
 _TRIAL_COLUMNS = (
-    *("number", "role", "name", "round", "parent", "epochs", "at_horizon", "seed", "state", "attempts"),
+    *("number", "role", "name", "round", "parent", "repeats", "epochs", "at_horizon", "seed", "state", "attempts"),
     *("loss", "losses", "digest", "recipe", "preflight", "reward", "choice", *(f"val/{score}" for score in SCORES)),
     *("error", "collapse", "seconds", "images", "lineage_seconds", "lineage_images"),
     *("search_images", "told_at_seconds"),
 )
-_INTEGERS = ("round", "parent", "images", "lineage_images", "search_images")
+_INTEGERS = ("round", "parent", "repeats", "images", "lineage_images", "search_images")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -41,12 +44,12 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def trials_table(events: Iterable[Event]) -> pd.DataFrame:
     """One row a trial, by number.
 
-    `state` is told, failed, rejected (before training) or running (asked but not told); `preflight` is what the
-    pre-flight filter said of it. `reward` is the score on the reward half of the
-    validation identities, `choice` the same score on the choice half. `images` and `seconds` are the trial's own,
-    `lineage_*` include the trials that it continues; `search_images` counts what the search's own trials had seen
-    when this one was told. `loss` and `digest` name the last loss of its schedule, `losses` counts the schedule's
-    entries, and `loss/<parameter>` columns hold the last loss's numbers.
+    `state` is told, failed, rejected (before training) or running (asked but not told); `preflight` is what the pre-
+    flight filter said of it. `reward` is the score on the reward half of the validation identities, `choice` the same
+    score on the choice half. `images` and `seconds` are the trial's own, `lineage_*` include the trials that it
+    continues; `search_images` counts what the search's own trials and finals had seen when this one was told. A final
+    `repeats` a trial under another seed. `loss` and `digest` name the last loss of its schedule, `losses` counts the
+    schedule's entries, and `loss/<parameter>` columns hold the last loss's numbers.
     """
     return trials_of(Ledger.of(events))
 
@@ -63,12 +66,12 @@ def trials_of(ledger: Ledger) -> pd.DataFrame:
 
 
 def _images_when_told(ledger: Ledger) -> dict[int, int]:
-    """Images that the search's own trials had seen when each of them was told."""
+    """Images that the search's own trials and its finals had seen when each of them was told."""
     total = 0
     seen: dict[int, int] = {}
     for number, told in ledger.told.items():
         trial = ledger.trials.get(number)
-        if trial is not None and trial.role == "search":
+        if trial is not None and trial.role != "baseline":
             total += told.outcome.images
             seen[number] = total
     return seen
@@ -81,6 +84,7 @@ def _trial_row(ledger: Ledger, trial: Trial, search_images: dict[int, int]) -> d
         "name": trial.name,
         "round": trial.round,
         "parent": trial.parent,
+        "repeats": trial.repeats,
         "epochs": trial.epochs,
         "at_horizon": trial.epochs >= int(trial.recipe.get("horizon_epochs", ledger.horizon_epochs)),
         "seed": trial.seed,
@@ -218,14 +222,16 @@ def _first_numbers(numbers: "pd.Series[int]") -> str:
 
 
 def search_totals(events: Iterable[Event]) -> pd.DataFrame:
-    """What was spent, one row each for `search`, `baseline` and `total`: trials by state, retries, images, seconds."""
+    """What was spent, a row each for `search`, `final` (where there are any), `baseline` and `total`: trials by state,
+    retries, images, seconds."""
     return totals_of(Ledger.of(events))
 
 
 def totals_of(ledger: Ledger) -> pd.DataFrame:
     """`search_totals` of a ledger."""
     trials = trials_of(ledger)
-    parts = {role: trials[trials["role"] == role] for role in ("search", "baseline")} | {"total": trials}
+    roles = ("search", "final", "baseline") if (trials["role"] == "final").any() else ("search", "baseline")
+    parts = {role: trials[trials["role"] == role] for role in roles} | {"total": trials}
     rows = []
     for role, part in parts.items():
         states = {state: int((part["state"] == state).sum()) for state in ("told", "failed", "rejected", "running")}
@@ -239,10 +245,13 @@ def winner_of(ledger: Ledger) -> int | None:
     """The chosen trial; before the search is over, the leader so far.
 
     The leader is the search trial with the best score on the choice half (its reward where that was not measured)
-    among those trained furthest. None when no trial succeeded.
+    among those trained furthest; once finals have ended, the best mean. None when no trial succeeded.
     """
     if ledger.finished is not None:
         return ledger.finished.winner
+    finals = finals_of(ledger)
+    if len(finals):
+        return int(finals["finalist"].iloc[0])
     trials = trials_of(ledger)
     told = trials[(trials["role"] == "search") & (trials["state"] == "told")]
     if told.empty:
@@ -251,11 +260,40 @@ def winner_of(ledger: Ledger) -> int | None:
     return int(furthest.loc[furthest["choice"].fillna(furthest["reward"]).idxmax(), "number"])
 
 
+def finals_table(events: Iterable[Event]) -> pd.DataFrame:
+    """One row a finalist, the best mean first: `finalist` (its trial), `loss`, `trainings` that have ended, that of the
+    search among them, `failed` ones, `mean` and `sd` of their choice scores (a failure counts as 0), and `own`, the
+    score by which it became a finalist."""
+    return finals_of(Ledger.of(events))
+
+
+def finals_of(ledger: Ledger) -> pd.DataFrame:
+    """`finals_table` of a ledger."""
+    metric = ledger.reward_metric or ""
+    outcomes = {number: told.outcome for number, told in ledger.told.items() if number in ledger.trials}
+    finals = scores_in_finals(ledger.trials, outcomes, lambda outcome: choice_score(outcome.metrics, metric) or 0.0)
+    errors = Counter(ledger.trials[number].repeats for number, outcome in outcomes.items() if outcome.error is not None)
+    rows = [
+        {
+            "finalist": number,
+            "loss": describe(ledger.trials[number].schedule.final),
+            "trainings": len(scores),
+            "failed": errors[number],
+            "mean": fmean(scores),
+            "sd": stdev(scores),
+            "own": scores[0],
+        }
+        for number, scores in finals.items()
+    ]
+    columns = ["finalist", "loss", "trainings", "failed", "mean", "sd", "own"]
+    return pd.DataFrame(rows, columns=columns).sort_values("mean", ascending=False, kind="stable", ignore_index=True)
+
+
 def leaderboard(events: Iterable[Event]) -> pd.DataFrame:
     """The winner and the baselines, best on the choice half first.
 
     `entrant` is the baseline's name or 'winner'; `lineage_images` is what training this one lineage saw,
-    `total_images` what finding it saw: every trial of the search for the winner, the lineage for a baseline.
+    `total_images` what finding it saw: all trials and finals of the search for the winner, the lineage for a baseline.
     """
     return leaderboard_of(Ledger.of(events))
 
@@ -266,7 +304,7 @@ def leaderboard_of(ledger: Ledger) -> pd.DataFrame:
     winner = winner_of(ledger)
     chosen = trials[(trials["number"] == winner) | (trials["role"] == "baseline")].copy()
     is_winner = chosen["number"] == winner
-    searched = int(trials.loc[trials["role"] == "search", "images"].sum())
+    searched = int(trials.loc[trials["role"] != "baseline", "images"].sum())
     chosen.insert(0, "entrant", chosen["name"].where(~is_winner, "winner"))
     chosen["total_images"] = chosen["lineage_images"].where(~is_winner, searched)
     order = chosen.assign(score=chosen["choice"].fillna(chosen["reward"]), first=is_winner)

@@ -57,7 +57,7 @@ def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
     return f"{scored}, {order} the best baseline, {rival['entrant']} ({rival[half]:.4f})."
 
 
-def remarks(trials: pd.DataFrame, board: pd.DataFrame) -> list[str]:
+def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
     """What must be read beside the headline: seeds, the sealed test, selection, shrinkage, compute, collapse."""
     winner, baselines = entrants_of(board)
     scored = [row for row in (winner, *baselines) if row is not None]
@@ -66,7 +66,7 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame) -> list[str]:
     notes = [
         f"Winner and baselines were trained with {seeds} and scored on validation identities only; the test is sealed.",
         "No interval was computed: nothing here shows that one loss is significantly better than another.",
-        _selection(trials),
+        _selection(trials) if finals.empty else _final(finals),
         _shrinkage(winner, baselines),
         _compute(winner, baselines),
         f"Collapsed, so its scores say little: {collapsed}." if collapsed else None,
@@ -82,6 +82,15 @@ def _selection(trials: pd.DataFrame) -> str | None:
     return (
         f"The winner was picked on the choice half among up to {candidates} trials, while each baseline is a single "
         "run: its score there is somewhat optimistic, its reward still more so."
+    )
+
+
+def _final(finals: pd.DataFrame) -> str:
+    first, *others = records(finals)
+    behind = f", that of the next {others[0]['mean']:.4f}" if others else ""
+    return (
+        f"The winner was picked by the finals: over {first['trainings']} trainings its mean on the choice half is "
+        f"{first['mean']:.4f}{behind}. The headline's scores are those of its one training in the search."
     )
 
 

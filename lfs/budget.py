@@ -1,4 +1,5 @@
-"""Budgets: when a search asks for no more trials of its own. Baselines and trials in flight still run to their end."""
+"""Budgets: when a search asks for no more trials of its own. Baselines, trials in flight and finals still run to their
+end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,21 @@ class Clock:
 
 
 class Budgeted:
-    """A controller that asks for nothing more once its budget is spent."""
+    """A controller that asks for nothing more once its budget is spent.
 
-    def __init__(self, inner: Controller, budget: Budget, clock: Clock) -> None:
+    Of the limits on trials, epochs and images so much is kept back as `finals` trainings of `final_epochs` take. Raises
+    ValueError where nothing is left then.
+    """
+
+    def __init__(
+        self, inner: Controller, budget: Budget, clock: Clock, *, finals: int = 0, final_epochs: int = 0
+    ) -> None:
+        kept = finals * final_epochs
+        for name, limit, needed in (("trials", budget.trials, finals), ("epochs", budget.epochs, kept)):
+            if limit is not None and limit <= needed:
+                raise ValueError(f"budget.{name} must be above what the finals take, {needed}, but got {limit}")
         self._inner, self._budget, self._clock = inner, budget, clock
+        self._finals, self._kept_epochs, self._told_epochs = finals, kept, 0
         self._trials = self._epochs = self._images = 0
         self._best: float | None = None
         self._asked: dict[int, Trial] = {}
@@ -49,7 +61,7 @@ class Budgeted:
         if self._spent():
             return []
         if self._budget.trials is not None:
-            count = min(count, self._budget.trials - self._trials)
+            count = min(count, self._budget.trials - self._finals - self._trials)
         trials = self._inner.ask(count)
         for trial in trials:
             self._asked[trial.number] = trial
@@ -58,10 +70,11 @@ class Budgeted:
         return trials
 
     def _spent(self) -> bool:
+        kept_images = self._kept_epochs * self._images / self._told_epochs if self._told_epochs else 0
         used = (
-            (self._trials, self._budget.trials),
-            (self._epochs, self._budget.epochs),
-            (self._images, self._budget.images),
+            (self._trials + self._finals, self._budget.trials),
+            (self._epochs + self._kept_epochs, self._budget.epochs),
+            (self._images + kept_images, self._budget.images),
             (self._clock.now - self._clock.began, self._budget.seconds),
             (self._best, self._budget.reward),
         )
@@ -70,6 +83,8 @@ class Budgeted:
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Count what the trial cost, and hand the outcome on."""
         self._images += outcome.images
+        if outcome.images:
+            self._told_epochs += trial.epochs_of_its_own(self._asked)
         if outcome.reward is not None:
             self._best = outcome.reward if self._best is None else max(self._best, outcome.reward)
         self._inner.tell(trial, outcome)

@@ -126,7 +126,7 @@ def _run(planned: "Plan") -> None:
 def _conclude(run_dir: Path) -> None:
     """The table of winner and baselines, then the report's path."""
     from analysis.report import write_report
-    from analysis.tables import leaderboard
+    from analysis.tables import finals_table, leaderboard
     from lfs.journal import FILE_NAME, read_events
 
     events, _ = read_events(run_dir / FILE_NAME)
@@ -139,6 +139,8 @@ def _conclude(run_dir: Path) -> None:
         remarks = [row["error"], row["collapse"], row["loss"] if name == "winner" else None]
         notes += [f"{name}: {remark}" for remark in remarks if isinstance(remark, str)]
     out.print(table)
+    for row in finals_table(events).head(1).to_dict("records"):
+        notes.append(f"winner: mean choice score {row['mean']:.4f} over {row['trainings']} trainings, after the finals")
     out.print(*notes, f"report: {write_report(run_dir)}", sep="\n", soft_wrap=True)
 
 

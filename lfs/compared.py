@@ -50,7 +50,7 @@ class ComparedSearch:
             events=events,
             winner=trials[finished.winner],
             constant=finished.constant,
-            images=sum(told.images for trial, told in outcomes.items() if trials[trial].role == "search"),
+            images=sum(told.images for trial, told in outcomes.items() if trials[trial].role != "baseline"),
             winner_images=max(1, int(outcomes[finished.winner].metrics["cost/images"])),
         )
 

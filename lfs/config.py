@@ -200,6 +200,18 @@ SearchConfig = Annotated[
 ]
 
 
+class FinalsConfig(FrozenModel):
+    """After the search its best `candidates` are trained again under `seeds` further seeds; the best mean wins."""
+
+    candidates: Annotated[int, Field(ge=2, le=1000)] = 4
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 3
+
+    @property
+    def trainings(self) -> int:
+        """How many there are."""
+        return self.candidates * self.seeds
+
+
 class ExecutorConfig(FrozenModel):
     """Where trials run. `workers` None: one a GPU share, or one a CPU core (never more than the search can use)."""
 
@@ -271,6 +283,7 @@ class RunConfig(FrozenModel):
     space: AnySpace = CombinedMargin()
     search: SearchConfig = ReinforceConfig()
     budget: Budget = Budget()
+    finals: FinalsConfig | None = None
     baselines: tuple[NamedLoss, ...] = DEFAULT_BASELINES
     executor: ExecutorConfig = ExecutorConfig()
     numerics: NumericsConfig = NumericsConfig()

@@ -66,8 +66,8 @@ class WithBaselines:
         self._origin[number] = owner, trial
         if owner is self._main:
             self._number[trial.number] = number
-        parent = None if trial.parent is None else self._number[trial.parent]
-        return replace(trial, number=number, parent=parent)
+        parent, repeats = (None if each is None else self._number[each] for each in (trial.parent, trial.repeats))
+        return replace(trial, number=number, parent=parent, repeats=repeats)
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Hand the outcome to the controller that asked."""

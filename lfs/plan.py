@@ -17,6 +17,7 @@ from lfs.config import (
 )
 from lfs.config_file import ConfigError
 from lfs.controller import Controller, WithBaselines
+from lfs.finals import Finals
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.optuna_sampler import OptunaSampler
 from lfs.population import PopulationTraining
@@ -26,6 +27,7 @@ from lfs.samplers import Sampler, UniformSampler
 from lfs.trial import Role
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
+from trainers.evaluation import reward_of
 from trainers.recipe import Recipe
 
 RoundsConfig = ReinforceConfig | ReleasedConfig | RandomConfig | SelectionConfig
@@ -39,9 +41,26 @@ def make_controller(config: RunConfig, recipe: Recipe, clock: Clock, *, class_co
     """
     baselines = _fixed_list(config.all_baselines(), recipe, config.seed, "baseline")
     try:
-        return WithBaselines(Budgeted(make_search(config, recipe, class_counts), config.budget, clock), baselines)
+        return WithBaselines(whole_search(config, recipe, clock, class_counts=class_counts), baselines)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def whole_search(config: RunConfig, recipe: Recipe, clock: Clock, *, class_counts: Sequence[int]) -> Controller:
+    """The searching controller under its budget, and its finals. Raises ValueError when things do not fit."""
+    search = make_search(config, recipe, class_counts)
+    if config.finals is None:
+        return Budgeted(search, config.budget, clock)
+    budgeted = Budgeted(
+        search, config.budget, clock, finals=config.finals.trainings, final_epochs=recipe.horizon_epochs
+    )
+    return Finals(
+        budgeted,
+        candidates=config.finals.candidates,
+        seeds=config.finals.seeds,
+        seed=config.seed,
+        score=lambda outcome: reward_of(outcome.metrics, recipe.reward, "choice"),
+    )
 
 
 def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Role) -> FixedList:
@@ -58,7 +77,7 @@ def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Ro
 
 
 def make_search(config: RunConfig, recipe: Recipe, class_counts: Sequence[int]) -> Controller:
-    """The searching controller alone, without budget and baselines. Raises ValueError when things do not fit."""
+    """The searching controller alone: no budget, finals or baselines. Raises ValueError when things do not fit."""
     search, horizon_epochs, seed = config.search, recipe.horizon_epochs, config.seed
     if isinstance(search, FixedListConfig):
         return _fixed_list(search.losses, recipe, seed, "search")
@@ -159,20 +178,22 @@ def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe, class_cou
 def planned_epochs(config: RunConfig, recipe: Recipe) -> int:
     """How many epochs a search trains over all its trials, for the time left; a lower bound under halving."""
     search, horizon_epochs = config.search, recipe.horizon_epochs
-    baselines = len(config.all_baselines()) * horizon_epochs
+    beside = len(config.all_baselines()) * horizon_epochs
+    if config.finals is not None:
+        beside += config.finals.trainings * horizon_epochs
     if isinstance(search, FixedListConfig):
-        return baselines + len(search.losses) * horizon_epochs
+        return beside + len(search.losses) * horizon_epochs
     if isinstance(search, PopulationConfig):
-        return baselines + search.members * horizon_epochs
+        return beside + search.members * horizon_epochs
     if isinstance(search, SamplerConfig):
         if search.fidelity == "full":
-            return baselines + search.candidates * horizon_epochs
-        return baselines + sum(
+            return beside + search.candidates * horizon_epochs
+        return beside + sum(
             _bracket_epochs(first, size, search.eta, horizon_epochs) for first, size in _brackets(search, recipe)
         )
     alone = search.warmup_epochs - 1
     cooling = sum(min(search.cooldown_epochs, left) for left in range(horizon_epochs - alone))
-    return baselines + alone + search.batch * (horizon_epochs - alone + cooling)
+    return beside + alone + search.batch * (horizon_epochs - alone + cooling)
 
 
 def _bracket_epochs(first: int, size: int, eta: int, horizon_epochs: int) -> int:

@@ -109,7 +109,7 @@ class Preflight:
     def examine(self, trial: Trial, told: Mapping[int, Outcome]) -> Examined | None:
         """Judge a new trial, and remember it; None when there is nothing to say. `told` holds the outcomes so far.
 
-        A baseline is never rejected and never given another's outcome: it is there to be trained.
+        Baselines and finals are never rejected and never given another's outcome: they are there to be trained.
         """
         verdict = self._judge(trial, told)
         self.remember(trial, verdict)

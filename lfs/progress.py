@@ -20,6 +20,8 @@ def label(trial: Trial) -> str:
     """What to call a trial."""
     if trial.name:
         return trial.name
+    if trial.repeats is not None:
+        return f"trial {trial.number}, final of trial {trial.repeats}"
     return f"trial {trial.number}" if trial.round is None else f"trial {trial.number}, round {trial.round}"
 
 

@@ -90,6 +90,8 @@ class TrialRecord:
         }
         if trial.parent is not None:
             tags["lossearch.parent"] = str(trial.parent)
+        if trial.repeats is not None:
+            tags["lossearch.repeats"] = str(trial.repeats)
         if trial.round is not None:
             tags["lossearch.round"] = str(trial.round)
         return tags
@@ -252,7 +254,9 @@ class SearchRecord:
             record.trial.name: record for record in self.trials.values() if record.trial.role == "baseline"
         }  # of a lineage of one name, the last trial stays
         rows += [self._row(name, record) for name, record in baselines.items()]
-        caution = f"Validation scores, one seed each. The winner was chosen among {searched} trials: it looks too good."
+        finals = sum(record.trial.role == "final" for record in self.trials.values())
+        chosen = f"by {finals} finals under other seeds" if finals else f"among {searched} trials: it looks too good"
+        caution = f"Validation scores, one seed each. The winner was chosen {chosen}."
         return "\n".join([*rows, "", caution])[:TAG_CHARACTERS]
 
     def view(self) -> dict[str, object]:

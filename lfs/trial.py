@@ -6,7 +6,7 @@ from typing import Literal
 
 from search_space.schedule import LossSchedule
 
-Role = Literal["search", "baseline"]
+Role = Literal["search", "final", "baseline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,11 +14,12 @@ class Trial:
     """Train `schedule` up to absolute epoch `epochs`, from the checkpoint of trial `parent` or from scratch.
 
     Siblings of a round share a seed; a trial that continues another keeps its parent's, but where siblings are to
-    differ in the order of the data alone. `role` tells the search's own trials from the baselines that run beside it; a
-    baseline has a `name`. `recipe` holds the recipe fields in which this trial differs from the run's recipe (P2SGrad's
-    own regime, say). `fresh_optimizer` takes the parent's weights without its optimiser's state. With `cooldown_epochs`
-    its reward is that of a branch that trains on for so many epochs while the learning rate falls to 0; whoever
-    continues the trial continues what was before the branch.
+    differ in the order of the data alone. `role` tells the search's own trials from its finals and from the baselines
+    that run beside it; a baseline has a `name`. `recipe` holds the recipe fields in which this trial differs from the
+    run's recipe (P2SGrad's own regime, say). `fresh_optimizer` takes the parent's weights without its optimiser's
+    state. With `cooldown_epochs` its reward is that of a branch that trains on for so many epochs while the learning
+    rate falls to 0; whoever continues the trial continues what was before the branch. A final trains the schedule of
+    the trial that it `repeats` from scratch under another seed.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Trial:
     recipe: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     fresh_optimizer: bool = False
     cooldown_epochs: int = 0
+    repeats: int | None = None
 
     def __post_init__(self) -> None:
         if self.number < 0 or self.epochs < 1 or self.seed < 0 or self.cooldown_epochs < 0:
@@ -41,6 +43,8 @@ class Trial:
             )
         if self.parent is not None and not 0 <= self.parent < self.number:
             raise ValueError(f"a parent comes before its trial, but got parent={self.parent}, number={self.number}")
+        if self.repeats is not None and not 0 <= self.repeats < self.number:
+            raise ValueError(f"a trial is repeated after it, but got repeats={self.repeats}, number={self.number}")
 
     def epochs_of_its_own(self, trials: Mapping[int, "Trial"]) -> int:
         """How many epochs it trains beyond its parent, which is among `trials`, a branch that cools down included."""

@@ -1,9 +1,11 @@
 """Which trial wins, and what a user takes home from it."""
 
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from pydantic import JsonValue
 
+from lfs.finals import finals_of
 from lfs.journal import Asked, Event, Finished, JournalError, Started
 from lfs.search import Choose
 from lfs.trial import Trial
@@ -13,20 +15,23 @@ from trainers.recipe import Recipe
 
 
 def best_at_horizon(recipe: Recipe, *, or_deepest: bool = False) -> Choose:
-    """Picks, among the search's trials that reached the horizon, the best on the choice identities.
+    """Picks, among the search's trials that reached the horizon, the best on the choice identities; after finals, the
+    finalist with the best mean over its trainings.
 
     `or_deepest`: where none did, among those that trained the longest; a budget may end a search early.
     """
 
+    def score(outcome: Outcome) -> float:
+        return reward_of(outcome.metrics, recipe.reward, "choice")
+
     def choose(trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome]) -> int | None:
+        finals = finals_of(trials, outcomes, score)
+        if finals:
+            return max(finals, key=lambda number: fmean(finals[number]))
         done = [n for n, outcome in sorted(outcomes.items()) if outcome.error is None and trials[n].role == "search"]
         deepest = max((trials[number].epochs for number in done), default=0)
         epochs = deepest if or_deepest else recipe.horizon_epochs
-        scores = {
-            number: reward_of(outcomes[number].metrics, recipe.reward, "choice")
-            for number in done
-            if trials[number].epochs == epochs
-        }
+        scores = {number: score(outcomes[number]) for number in done if trials[number].epochs == epochs}
         return max(scores, key=lambda number: scores[number], default=None)
 
     return choose

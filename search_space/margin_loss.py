@@ -70,7 +70,7 @@ def margin_loss(
     if impl == "plain" or (impl == "auto" and torch.compiler.is_compiling()):
         return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
     chosen, why = chosen_implementation(loss.spec, impl, x_ND, w_RD)
-    _say_once(f"{len(w_RD)} class weights, {w_RD.device.type}: '{chosen}', {why}")
+    say_once(f"{len(w_RD)} class weights, {w_RD.device.type}: '{chosen}', {why}")
     if chosen == "plain":
         return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
     return loss.chunked(
@@ -110,5 +110,6 @@ def chosen_implementation(spec: LossSpec, impl: Implementation, x_ND: Tensor, w_
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Log how a head computes its loss."""
     _log.info("classification head: %s", message)

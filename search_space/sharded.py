@@ -20,7 +20,7 @@ from search_space.chunked import GradientDtype, Memory
 from search_space.distributed import Shard, gathered_parts, rank, whole_batch, world_size
 from search_space.head_sgd import Steppable
 from search_space.loss import build, negatives_of
-from search_space.margin_loss import NOT_CHUNKED, chosen_implementation
+from search_space.margin_loss import NOT_CHUNKED, chosen_implementation, say_once
 from search_space.spec import LossSpec
 
 WEIGHT = "weight"
@@ -43,9 +43,9 @@ class ShardedMarginHead(Steppable):
 
     `sample_rate` below 1 takes the batch's classes and random others, so many of each process's share; AdaCos scales
     its sum up to all classes. `generator` makes the weights that `MarginHead` makes of it, all of them, and keeps this
-    process's. `impl`, `memory` and `gradient_dtype` are `margin_loss`'s. Every process has its own `state_dict`;
-    `joined_state` makes those of all processes that of a `MarginHead`, which `load_joined` takes on any number of
-    processes.
+    process's. `impl`, `memory` and `gradient_dtype` are `margin_loss`'s; what was chosen is logged. Every process has
+    its own `state_dict`; `joined_state` makes those of all processes that of a `MarginHead`, which `load_joined` takes
+    on any number of processes.
 
     Raises ValueError for losses that `chunked` cannot run and for the regularizer 'hyperspherical_energy', and where
     there are fewer classes than processes.
@@ -86,8 +86,7 @@ class ShardedMarginHead(Steppable):
             x_ND, label_N = self._global(embeddings_nD, labels_n)
             w_RD, column_N, shard = self._taking_part(label_N)
             unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
-            chosen, _ = chosen_implementation(self._spec, self.impl, x_ND, w_RD)
-            negatives = negatives_of(self._spec, kernels=chosen == "triton")(
+            negatives = negatives_of(self._spec, kernels=self._runs_kernels(x_ND, w_RD))(
                 unit_ND,
                 w_RD,
                 column_N,
@@ -99,6 +98,13 @@ class ShardedMarginHead(Steppable):
             )
             cos_y_N = negatives.targets(unit_ND, w_RD)
             return self.loss.from_negatives(negatives, cos_y_N, label_N, fn.norms(x_ND)).mean()
+
+    def _runs_kernels(self, x_ND: Tensor, w_RD: Tensor) -> bool:
+        chosen, why = chosen_implementation(self._spec, self.impl, x_ND, w_RD)
+        if chosen == "plain":
+            chosen, why = "chunked", "classes that are split have no plain form"
+        say_once(f"{len(w_RD)} class weights of a process, {w_RD.device.type}: '{chosen}', {why}")
+        return chosen == "triton"
 
     def _global(self, x_nD: Tensor, label_n: Tensor) -> tuple[Tensor, Tensor]:
         if world_size() == 1:

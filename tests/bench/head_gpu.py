@@ -1,23 +1,30 @@
 """How fast and lean is the classification head on a GPU, against the arithmetic that no head can do without?
 
     python -m tests.bench.head_gpu [--classes 10000 100000 1000000] [--batch 128 512 1024] [--rounds 20]
+        [--insightface .../recognition/arcface_torch]
 
 Forward and backward of CosFace (s = 64, D = 512), float32, in turn (A B C A B C ...): the three matrix products alone
 (`floor`), ours by every implementation, the plain form under torch.compile, and, where they are there,
-pytorch-metric-learning's CosFaceLoss and torch's `linear_cross_entropy`, which knows no margin and no normalisation.
+pytorch-metric-learning's CosFaceLoss, torch's `linear_cross_entropy`, which knows no margin and no normalisation, and
+insightface's `PartialFC_V2` from a checkout's folder, as a group of one process.
 Milliseconds are between events of the device, medians of the rounds after three that are not counted; the peak is that
 of the allocator above the start, in sizes of the class weights. What does not fit has no number. Once with torch's
 default precision of products, once with TF32. Says so and does nothing where there is no CUDA device.
 """
 
 import argparse
+import importlib
 import importlib.util
 import statistics
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 from search_space import MarginHead, catalog
 from tests.bench.head import DIM, PML
@@ -32,6 +39,7 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"impl": "plain"},
     "plain, compiled": {"impl": "plain"},
 }
+INSIGHTFACE = "insightface"
 WARM_UP = 3
 
 
@@ -50,14 +58,7 @@ def runner(way: str, classes: int, count: int) -> Callable[[], None]:
             x_ND.grad = w_CD.grad = None
 
         return without_margin
-    if way == PML:
-        from pytorch_metric_learning.losses import CosFaceLoss
-
-        head = CosFaceLoss(classes, DIM, margin=0.35, scale=64).to("cuda")
-    else:
-        head = MarginHead(catalog.cosface(), classes, DIM, **OURS[way]).to("cuda")
-        if way.endswith("compiled"):
-            head.compile(fullgraph=True, dynamic=False)
+    head = head_of(way, classes).to("cuda")
 
     def run() -> None:
         head(x_ND, label_N).backward()
@@ -65,6 +66,29 @@ def runner(way: str, classes: int, count: int) -> Callable[[], None]:
         head.zero_grad(set_to_none=True)  # so that other ways find room
 
     return run
+
+
+def head_of(way: str, classes: int) -> nn.Module:
+    """On the CPU."""
+    if way == PML:
+        from pytorch_metric_learning.losses import CosFaceLoss
+
+        learner: nn.Module = CosFaceLoss(classes, DIM, margin=0.35, scale=64)
+        return learner
+    if way == INSIGHTFACE:
+        margin = importlib.import_module("losses").CosFace(s=64.0, m=0.35)
+        peer: nn.Module = importlib.import_module("partial_fc_v2").PartialFC_V2(margin, DIM, classes)
+        return peer
+    head = MarginHead(catalog.cosface(), classes, DIM, **OURS[way])
+    if way.endswith("compiled"):
+        head.compile(fullgraph=True, dynamic=False)
+    return head
+
+
+def find_insightface(folder: str) -> None:
+    """Make its modules importable, and the group of processes that its head asks for."""
+    sys.path.insert(0, folder)
+    dist.init_process_group("nccl", f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
 
 
 def _floor(x_ND: torch.Tensor, classes: int) -> Callable[[], None]:
@@ -104,6 +128,7 @@ def milliseconds(run: Callable[[], None]) -> float:
 def measure(classes: int, count: int, rounds: int) -> dict[str, object]:
     """The row's own part: peaks way by way, then all that fit in turn."""
     names = ["floor", *OURS]
+    names += [INSIGHTFACE] if dist.is_initialized() else []
     names += ["linear_cross_entropy"] if hasattr(F, "linear_cross_entropy") else []
     names += [PML] if importlib.util.find_spec(PML) else []
     ways: dict[str, Callable[[], None]] = {}
@@ -143,10 +168,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 1024])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--insightface", help="folder with its losses.py and partial_fc_v2.py")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return
+    if arguments.insightface:
+        find_insightface(arguments.insightface)
     facts = {"device": torch.cuda.get_device_name(), "dim": DIM, "clock": "cuda events"}
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)

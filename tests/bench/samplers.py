@@ -32,11 +32,12 @@ import numpy.typing as npt
 import torch
 from scipy import stats
 
-from lfs.budget import Budget, Budgeted, Clock
+from lfs.budget import Clock
 from lfs.config_file import load_config
 from lfs.controller import Controller
-from lfs.plan import make_search
+from lfs.plan import whole_search
 from lfs.trial import Trial
+from lfs.winner import best_at_horizon
 from search_space import LossSpec
 from search_space.maps import symbolic
 from search_space.parts import AdaCosScale, ConstantMargin, ConstantScale, IdentityNegative, SymbolicTarget
@@ -45,6 +46,7 @@ from trainers.outcome import Outcome
 from trainers.recipe import Recipe
 
 HORIZON, WORKERS = 8, 4
+RECIPE = Recipe(horizon_epochs=HORIZON)
 RANGE = 0.074
 SHARE_E = (-0.23, 0.49, 0.74, 0.80, 0.80, 0.86, 0.96, 1.0)
 NOISE_E = (0.008, 0.017, 0.022, 0.020, 0.018, 0.014, 0.010, 0.010)
@@ -139,10 +141,10 @@ def controller_of(method: str, space: str, seed: int, trainings: int, settings: 
     if space == "combined_margin":
         overrides += ["space.m1=[1.0, 1.5]", "space.scale=[8.0, 64.0]"]
     overrides += [*sized(method, trainings), *settings]
+    overrides.append(f"budget.epochs={trainings * HORIZON}")
     named = {"random": None, "reinforce": None, "random-formulas": "evolution"}.get(method, method)
     config = load_config(None, overrides, method=named)
-    search = make_search(config, Recipe(horizon_epochs=HORIZON), [5] * 20)
-    return Budgeted(search, Budget(epochs=trainings * HORIZON), Clock())
+    return whole_search(config, RECIPE, Clock(), class_counts=[5] * 20)
 
 
 class Trainings:
@@ -150,26 +152,33 @@ class Trainings:
 
     def __init__(self, truth: Callable[[LossSpec], float], seed: int) -> None:
         self._truth, self._rng = truth, np.random.default_rng([seed, 1])
-        self._done: dict[int, tuple[int, npt.NDArray[np.float64], float]] = {}
-        """Epochs, noise (what both halves share, that of the reward's, that of the choice's) and choice score."""
+        self._asked: dict[int, Trial] = {}
+        self._told: dict[int, Outcome] = {}
+        self._noise_3: dict[int, npt.NDArray[np.float64]] = {}
+        """What both halves share, that of the reward's, that of the choice's."""
         self._score: dict[int, float] = {}
 
     def train(self, trial: Trial) -> Outcome:
         """The outcome; the trial's parent must have been trained."""
-        before, noise_3, _ = (0, np.zeros(3), 0.0) if trial.parent is None else self._done[trial.parent]
+        before, noise_3 = 0, np.zeros(3)
+        if trial.parent is not None:
+            before, noise_3 = self._asked[trial.parent].epochs, self._noise_3[trial.parent]
         for kept in KEPT_E[before : trial.epochs]:
             noise_3 = kept * noise_3 + math.sqrt(1 - kept**2) * self._rng.standard_normal(3)
         common, *halves = noise_3
         score = self._truth(trial.schedule.final)
         signal, noise = score * SHARE_E[trial.epochs - 1], NOISE_E[trial.epochs - 1]
         reward, choice = (signal + noise * (math.sqrt(HALVES) * common + math.sqrt(1 - HALVES) * own) for own in halves)
-        self._done[trial.number], self._score[trial.number] = (trial.epochs, noise_3, float(choice)), score
-        return Outcome(reward=float(reward), seconds=1.0, images=1)
+        self._noise_3[trial.number], self._score[trial.number] = noise_3, score
+        metrics = {f"choice/{RECIPE.reward}": float(choice)}
+        outcome = Outcome(reward=float(reward), metrics=metrics, seconds=1.0, images=1)
+        self._asked[trial.number], self._told[trial.number] = trial, outcome
+        return outcome
 
     def regret(self) -> float:
         """What the winner misses."""
-        deepest = max(epochs for epochs, _, _ in self._done.values())
-        winner = max((n for n, done in self._done.items() if done[0] == deepest), key=lambda n: self._done[n][2])
+        winner = best_at_horizon(RECIPE, or_deepest=True)(self._asked, self._told)
+        assert winner is not None
         return RANGE - self._score[winner]
 
 

@@ -208,7 +208,7 @@ class Study:
 
     def _rate(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object]:
         changes = {**plan.BASELINES[unit.name].recipe, "learning_rate": unit.rate}
-        return self._training(LossSchedule.constant(plan.BASELINES[unit.name].spec), unit.seed, changes, test=False)
+        return self.training(LossSchedule.constant(plan.BASELINES[unit.name].spec), unit.seed, changes, test=False)
 
     def _baseline(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         baseline = plan.BASELINES[unit.name]
@@ -220,11 +220,11 @@ class Study:
             "learning_rate": rate,
             "horizon_epochs": baseline.times * self._recipe.horizon_epochs,
         }
-        return self._training(LossSchedule.constant(baseline.spec), unit.seed, changes)
+        return self.training(LossSchedule.constant(baseline.spec), unit.seed, changes)
 
     def _retrain(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         found = self._found(unit.name, unit.seed, rows)
-        return None if found is None else self._training(found, unit.seed, {})
+        return None if found is None else self.training(found, unit.seed, {})
 
     def _part(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         """A part of what Search-Softmax found, as `lossearch compare --schedule-controls` takes it."""
@@ -234,7 +234,7 @@ class Study:
         winner = Trial(number=0, schedule=found, seed=unit.seed, epochs=self._recipe.horizon_epochs)
         parts = {each.name: each.candidates[0] for each in schedule_controls(winner, unit.seed)}
         part = parts.get({plan.SHUFFLED: SHUFFLED, plan.LAST: LAST}[unit.name], found)
-        return self._training(part, unit.seed, {})
+        return self.training(part, unit.seed, {})
 
     def _found(self, name: str, seed: int, rows: Sequence[Row]) -> LossSchedule | None:
         key = ("search", name, search_of(seed), None)
@@ -247,12 +247,12 @@ class Study:
         if found is None:
             return None
         contents = [
-            self._training(found, seed, {}) for seed in (unit.seed, *range(unit.seed + 100, unit.seed + 99 + plan.POOL))
+            self.training(found, seed, {}) for seed in (unit.seed, *range(unit.seed + 100, unit.seed + 99 + plan.POOL))
         ]
         best = max(contents, key=lambda each: each["choice"][self._setup.reward] if each["choice"] else -1.0)
         return {**best, **{key: sum(each[key] for each in contents) for key in ("images", "seconds")}}
 
-    def _training(
+    def training(
         self, schedule: LossSchedule, seed: int, changes: Mapping[str, object], *, test: bool = True
     ) -> dict[str, Any]:
         recipe = Recipe.model_validate({**self._recipe.model_dump(), **changes})

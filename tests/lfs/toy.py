@@ -11,6 +11,7 @@ from lfs.candidates import Halving, Independent, hyperband
 from lfs.checkpoints import Checkpoint
 from lfs.controller import Controller, WithBaselines
 from lfs.evolution import Evolution
+from lfs.finals import Finals
 from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import Started
 from lfs.optuna_sampler import Kind, OptunaSampler
@@ -190,6 +191,16 @@ def make_budgeted(seed: int = 0) -> Controller:
     return Budgeted(make_population(seed), budget, Clock())
 
 
+def choice_of(outcome: Outcome) -> float:
+    """The toy's score on the choice half."""
+    return outcome.metrics["choice/tar_at_far_1e-3"]
+
+
+def make_finals(seed: int = 0) -> Controller:
+    finals = Finals(make_uniform(seed), candidates=3, seeds=2, seed=seed, score=choice_of)
+    return WithBaselines(finals, make_fixed_list(seed))
+
+
 CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "reinforce": make_reinforce,
     "modulating": make_modulating,
@@ -212,4 +223,5 @@ CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "hyperband": make_hyperband,
     "population": make_population,
     "budgeted": make_budgeted,
+    "finals": make_finals,
 }

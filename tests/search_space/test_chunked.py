@@ -17,7 +17,7 @@ from torch import Tensor
 
 from search_space import Loss, LossSpec, MarginHead, catalog, margin_loss
 from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
-from search_space.margin_loss import _say_once, chosen_implementation
+from search_space.margin_loss import chosen_implementation, say_once
 from search_space.step_buffers import Buffers
 from tests.search_space.head_cases import CHUNKED, CLASSES, SPECS, answers, at_scale, built, errors, float32_batch
 
@@ -314,7 +314,7 @@ def test_auto_is_plain_for_few_classes_bit_for_bit_and_chunked_for_many(name: st
 
 @pytest.mark.parametrize("name", [name for name in catalog.NAMES if name not in CHUNKED])
 def test_what_chunks_cannot_run_falls_back_and_says_so_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    _say_once.cache_clear()
+    say_once.cache_clear()
     head = MarginHead(catalog.get(name), 10, DIM, impl="chunked")
     plain = MarginHead(catalog.get(name), 10, DIM, impl="plain")
     plain.load_state_dict(head.state_dict())

@@ -3,15 +3,18 @@
 Shapes: N global batch, C classes, D embedding. All cases run inside one set of processes, in float64.
 """
 
+import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from search_space import HeadSGD, LossSpec, MarginHead, ShardedMarginHead, catalog, joined_state
+from search_space.margin_loss import say_once
 from search_space.parts import AdaCosScale, EnergyRegularizer
 from tests.search_space.processes import Answers, Record, answers_of, in_group
 
@@ -225,3 +228,23 @@ def first_class_of_five(own: int, step: int, _: int, classes: int) -> int:
 def test_what_needs_all_classes_in_one_place_is_refused(spec: LossSpec, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         ShardedMarginHead(spec, CLASSES, DIM)
+
+
+@pytest.mark.parametrize(
+    ("impl", "said"),
+    [
+        ("auto", "'chunked', classes that are split have no plain form"),
+        ("chunked", "'chunked', as asked for"),
+    ],
+)
+def test_what_was_chosen_is_logged_once(
+    impl: Literal["auto", "chunked"], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_once.cache_clear()
+    head = ShardedMarginHead(catalog.cosface(), 10, 8, impl=impl)
+    with caplog.at_level(logging.INFO, logger="search_space"):
+        for _ in range(2):
+            head(torch.randn(4, 8), torch.arange(4))
+    assert [each.getMessage() for each in caplog.records] == [
+        f"classification head: 10 class weights of a process, cpu: {said}"
+    ]

@@ -15,7 +15,7 @@ import torch
 
 from search_space import MarginHead, catalog
 from search_space.chunked import GradientDtype, Memory
-from search_space.margin_loss import _say_once, chosen_implementation
+from search_space.margin_loss import chosen_implementation, say_once
 from tests.search_space import triton_cases
 from tests.search_space.head_cases import SPECS, float32_batch
 
@@ -156,7 +156,7 @@ def test_what_kernels_cannot_run_falls_back_and_says_so(
     name: str, chosen: str, why: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search_space.triton_head.missing", lambda *_: None)
-    _say_once.cache_clear()
+    say_once.cache_clear()
     head = MarginHead(catalog.get(name), 10, 8, impl="triton")
     with caplog.at_level(logging.INFO, logger="search_space"):
         head(torch.randn(4, 8), torch.arange(4))
