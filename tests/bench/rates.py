@@ -1,0 +1,85 @@
+"""Which learning rate suits which loss? On validation, for the default rate of the presets and of searches.
+
+    LOSSEARCH_DATA=../shared/data python -m tests.bench.rates omniglot     # goes on where the rows end
+    python -m tests.bench.rates --report
+
+Each of `LOSSES` is trained under three seeds at each of `RATES`, with the recipe of the study (`tests/bench/study.py`).
+A loss's scale multiplies its gradient, and each of them has its own best rate: a comparison at one rate compares
+rates too. The test identities are not touched.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.comparison import pipes
+from search_space import LossSchedule, LossSpec, catalog
+from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
+from tests.bench import study_plan as plan
+from tests.bench.rows import append_row, read_rows
+from tests.bench.study import Study
+
+NAME, SEEDS, RATES = "rates", (901, 902, 903), (0.1, 0.2, 0.4, 0.8)
+LOSSES: Mapping[str, LossSpec] = {
+    "softmax, s 16": catalog.softmax(scale=16.0),
+    "AdaCos": catalog.adacos_dynamic(),
+    "CosFace .2, s 16": catalog.cosface(scale=16.0, margin=0.2),
+    "CosFace .2, s 32": catalog.cosface(scale=32.0, margin=0.2),
+    "CosFace .35, s 32": catalog.cosface(scale=32.0, margin=0.35),
+    "ArcFace .3, s 16": catalog.arcface(scale=16.0, margin_rad=0.3),
+    "three margins, s 14": LossSpec(
+        target=CombinedTarget(), margin=ConstantMargin(m1=1.19, m2_rad=0.24, m3=0.32), scale=ConstantScale(value=13.6)
+    ),
+}
+
+
+def report() -> str:
+    """A table a data set: the mean blend on the choice half, ± standard error over seeds, by loss and rate."""
+    parts = []
+    for data in dict.fromkeys(row["data"] for row in read_rows(NAME)):
+        cells: dict[str, dict[str, str]] = {}
+        for name in LOSSES:
+            for rate in RATES:
+                scores = [
+                    row["choice"]["blend"] if row["choice"] else 0.0
+                    for row in read_rows(NAME)
+                    if (row["data"], row["name"], row["rate"]) == (data, name, rate)
+                ]
+                if len(scores) > 1:
+                    error = np.std(scores, ddof=1) / len(scores) ** 0.5
+                    cells.setdefault(name, {})[f"rate {rate:g}"] = f"{np.mean(scores):.4f} ± {error:.4f}"
+        frame = pd.DataFrame([{"": name, **row} for name, row in cells.items()]).fillna("–")
+        parts += [f"{data}: blend on the choice half", pipes(frame)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Make the rows that are lacking, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=plan.SETUPS, nargs="?")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
+    arguments = parser.parse_args()
+    if arguments.report or arguments.data is None:
+        print(report())
+        return
+    torch.set_num_threads(1)
+    study = Study(plan.SETUPS[arguments.data], arguments.workspace)
+    for seed in SEEDS:
+        for name, spec in LOSSES.items():
+            for rate in RATES:
+                key = {"data": arguments.data, "name": name, "seed": seed, "rate": rate}
+                if any({each: row[each] for each in key} == key for row in read_rows(NAME)):
+                    continue
+                content = study.training(LossSchedule.constant(spec), seed, {"learning_rate": rate}, test=False)
+                append_row(NAME, {**key, **content})
+                print(name, rate, seed, content["state"], content["choice"] and content["choice"]["blend"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
