@@ -152,7 +152,9 @@ class Study:
         self._config = load_config(None, self._settings, data_path=self._path)
         cache_dir = workspace / "cache"
         task = load_task(self._config.data, cache_dir=cache_dir)
-        self._task = task if setup.classes is None else thinned(task, setup.classes)
+        if setup.classes is not None:
+            task = thinned(task, setup.classes, spare_validate=setup.spare_validate)
+        self._task = task
         self._recipe = resolved_recipe(self._config, task)
         self._sealed = load_sealed_test(self._config.data, cache_dir=cache_dir)
         self._cluster_N = clusters_of(list(sealed_class_sizes(self._config.data)))[self._sealed.labels]
@@ -205,10 +207,9 @@ class Study:
         return True
 
     def _rate(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object]:
-        changes = {**self._plan.baselines[unit.name].recipe, "learning_rate": unit.rate}
-        return self.training(
-            LossSchedule.constant(self._plan.baselines[unit.name].spec), unit.seed, changes, test=False
-        )
+        baseline = self._plan.baselines[unit.name]
+        changes = {**baseline.recipe, "learning_rate": unit.rate}
+        return self.training(LossSchedule.constant(baseline.spec), unit.seed, changes, test=False)
 
     def _baseline(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         baseline = self._plan.baselines[unit.name]
@@ -297,7 +298,7 @@ class Study:
         outcome, trial = done.outcomes[done.finished.winner], done.trials[done.finished.winner]
         content = {
             **_scored(outcome),
-            "changes": dict(trial.recipe),
+            "changes": {**self._own_rate(recipe), **trial.recipe},
             "schedule": _written(trial.schedule),
             "images": sum(each.images for each in done.outcomes.values()),
             "seconds": round(sum(each.seconds for each in done.outcomes.values()), 1),
@@ -307,6 +308,11 @@ class Study:
         }
         shutil.rmtree(folder / "checkpoints")
         return content
+
+    def _own_rate(self, recipe: Recipe) -> Mapping[str, float]:
+        """The learning rate of a kind of search that has another one than the study: its retrains have it too."""
+        rate = recipe.learning_rate
+        return {} if rate == self._recipe.learning_rate else {"learning_rate": rate}
 
     def _run_search(self, config: RunConfig, task: Task, recipe: Recipe, folder: Path) -> CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)

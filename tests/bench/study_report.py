@@ -31,10 +31,10 @@ against the best constant margin and scale that the same compute finds on a grid
 under other seeds, and what each one found is retrained from scratch. Scores are those of identities that no search has
 seen."""
 FOR_HEADROOM = "omniglot"
-HEADROOM = """The three best of the 24 losses that were drawn at random and trained under three seeds each (72 trainings,
-`fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
-RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale multiplies
-its gradient, so that a comparison at one learning rate compares rates too."""
+HEADROOM = """The three best of the 24 losses that were drawn at random and trained under three seeds each (72
+trainings, `fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
+RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
+multiplies its gradient, so that a comparison at one learning rate compares rates too."""
 
 
 def arms_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -64,8 +64,8 @@ def primary(plan: Plan, sets: Mapping[str, DataSet]) -> list[tuple[str, str, Con
             found.append((name, rival, contrast(best, arms[rival], sets[name].clusters) if best and ready else None))
     corrected = holm([1.0 if each is None else each.p for *_, each in found])
     return [
-        (*where, each, p, "not decided" if each is None else verdict(each.difference, p, LEVEL))
-        for (*where, each), p in zip(found, corrected, strict=True)
+        (name, rival, each, p, "not decided" if each is None else verdict(each.difference, p, LEVEL))
+        for (name, rival, each), p in zip(found, corrected, strict=True)
     ]
 
 
@@ -233,6 +233,7 @@ def headroom(data: DataSet) -> pd.DataFrame:
             line = {
                 "": f"{name}: {describe(spec)}",
                 "trainings": len(rows),
+                "validation, choice half": f"{arm.choice:.4f}",
                 "test": written(arm.estimate(data.clusters)),
             }
             against = {f"− {rival}": by_name[rival] for rival in data.study.rivals if rival in by_name}

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lfs.budget import Clock
+from lfs.config_file import load_config
+from lfs.plan import whole_search
 from search_space import LossSchedule, catalog
+from tests.bench.fidelity import thinned
 from tests.bench.study import Unit, chosen_rate, units
 from tests.bench.study_arms import DataSet, contrast
 from tests.bench.study_pictures import margin
-from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
 from tests.bench.study_report import page, primary
+from trainers.recipe import Recipe
+from trainers.task import LabelledImages, Task
 
 METRIC = FIRST.setups["omniglot"].metric
 STAMP = {"date": "2026-01-01", "commit": "abc", "machine": "a machine", "versions": {"torch": "2"}}
@@ -154,3 +160,27 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         found = contrast(arms["am-lfs"], arms[ADACOS], clusters=10).difference
         covered += found.low < 0 < found.high
     assert 53 <= covered <= 60
+
+
+def test_classes_that_are_left_out_may_validate_and_are_no_others() -> None:
+    def part(*labels: int) -> LabelledImages:
+        label_N = np.array(labels, dtype=np.int64)
+        return LabelledImages(images=label_N.astype(np.uint8)[:, None, None, None], labels=label_N)
+
+    train = part(*(label for label in range(9) for _ in range(2)))
+    task = Task(name="", kind="drawing", digest="", train=train, reward=part(0, 1), choice=part(0, 0, 1))
+    few, more = thinned(task, 3), thinned(task, 3, spare_validate=True)
+    assert sorted({*few.train.images.ravel()}) == [0, 4, 8]
+    assert np.array_equal(few.train.images, more.train.images)
+    assert few.reward is task.reward
+    assert more.reward.labels.tolist() == [0, 1, 2, 2, 3, 3, 4, 4]
+    assert more.reward.images.ravel().tolist() == [0, 1, 1, 1, 3, 3, 6, 6]
+    assert more.choice.labels.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4]
+    assert more.choice.images.ravel().tolist() == [0, 0, 1, 2, 2, 5, 5, 7, 7]
+
+
+def test_both_studies_name_searches_that_the_product_takes() -> None:
+    for plan in PLANS:
+        for search in plan.searches.values():
+            config = load_config(None, [*search.settings, "budget.epochs=100"], method=search.method or None)
+            assert whole_search(config, Recipe(horizon_epochs=6), Clock(), class_counts=[5] * 9).ask(1)
