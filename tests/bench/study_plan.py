@@ -241,12 +241,13 @@ SECOND = Plan(
     title="The second study: with what the first one taught",
     statistics=(
         "As the first study, after its primary contrasts were known, on the same test identities, and with these "
-        "changes, each for a reason that validation gave. The learning rate is searched with the loss, by the grid as "
-        "by the search, and AdaCos chooses among the same range: `results/rates.jsonl` showed that rates differ by as "
-        "much as losses. The reward is the blend, as `results/fidelity.jsonl` has it after all 24 losses. Of the "
-        "434 training classes that are left out 144, of all 24 alphabets, validate too, since the losses that validation preferred under many seeds "
-        "did not keep their lead on the test (`results/headroom.jsonl`): six alphabets are too few to choose by. And "
-        "a search may train as much as 16 trainings. Evolution, which has no rates, has .2."
+        "changes, each for a reason that validation gave. The learning rate is searched with the loss, by the "
+        "grid as by the search, and AdaCos chooses among the same range: `results/rates.jsonl` showed that rates "
+        "differ by as much as losses. The reward is the blend, as `results/fidelity.jsonl` has it after all 24 "
+        "losses. Of the 434 training classes that are left out 144, of all 24 alphabets, validate too, since the "
+        "losses that validation preferred under many seeds did not keep their lead on the test "
+        "(`results/headroom.jsonl`): six alphabets are too few to choose by. And a search may train as much as 16 "
+        "trainings. Evolution, which has no rates, has .2."
     ),
     setups={
         "omniglot-2": Setup(
