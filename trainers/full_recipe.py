@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from search_space.frozen import FrozenModel, Real
-from trainers.recipe import TrainingRecipe, known_network
+from trainers.recipe import MAX_LEARNING_RATE, TrainingRecipe, known_network
 
 
 class FullRecipe(TrainingRecipe):
@@ -22,7 +22,7 @@ class FullRecipe(TrainingRecipe):
     """Parts that a batch is cut into, whose gradients are added up: less memory, the same step, but for what looks at
     the whole batch (batch normalisation, losses that follow the batch's statistics, `sample_rate`)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    learning_rate: Annotated[Real, Field(gt=0, le=MAX_LEARNING_RATE)] = 0.1
     """The highest of the schedule."""
     schedule: Literal["polynomial", "step", "cosine"] = "polynomial"
     """Of the learning rate behind the warm-up."""

@@ -116,7 +116,7 @@ class Study:
         task = load_task(DataConfig(path=root / "omniglot", image_size=IMAGE_SIZE), cache_dir=cache_dir)
         self._task, self._digest = thinned(task), task.digest
         defaults = recipe_defaults(task.kind, embedded=False)
-        self._recipe = Recipe.model_validate({**defaults, "width": WIDTH})
+        self._recipe = Recipe.model_validate({**defaults, "width": WIDTH, "learning_rate": 0.1})
         self._rows = {(row["loss"], row["seed"], row["horizon_epochs"]): row for row in read_rows(NAME)}
         first = next(iter(self._rows.values()), None)
         self._numerics = (
