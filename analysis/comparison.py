@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.ledger import Ledger
-from analysis.losses import describe
+from analysis.losses import describe, describe_recipe
 from analysis.significance import Estimate, TwoWay, Verdict, estimate, holm, p_better, paired_t_p, sign_flip_p, verdict
 from analysis.tables import score_title
 from lfs.journal import FILE_NAME, JournalError, Opened, Scored, read_events
@@ -341,7 +341,7 @@ class Results:
         found = [(e, seed) for e in self.entrants for seed in (own_seeds if e.get("of_searches") else self.seeds[:1])]
         for entrant, seed in found:
             trial = self.ledger.trials[self.scored[str(entrant["name"]), seed].trial]
-            recipe = ", ".join(f"{key}={value}" for key, value in trial.recipe.items())
+            recipe = describe_recipe(trial.recipe)
             loss = describe(trial.schedule.final)
             rows.append(
                 {
@@ -363,7 +363,7 @@ class Results:
             if trial.name in names - {""}:
                 choice = 1 - metrics["choice/eer"] if self.metric == "one_minus_eer" and metrics else None
                 score = metrics.get(f"choice/{self.metric}", choice)
-                recipe = ", ".join(f"{key}={value}" for key, value in trial.recipe.items())
+                recipe = describe_recipe(trial.recipe)
                 loss = describe(trial.schedule.final)
                 rows.append({"grid": trial.name, "loss": loss, "recipe": recipe or "the run's", "choice": score})
         return pd.DataFrame(rows).sort_values(["grid", "choice"], ascending=[True, False]) if rows else pd.DataFrame()

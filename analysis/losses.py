@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 
+from lfs.trial import Scalar
 from search_space import LossSpec, catalog, parts
 from search_space.algebra import formula
 from search_space.frozen import FrozenModel
@@ -141,6 +142,16 @@ def parameters(spec: LossSpec) -> dict[str, float]:
                 values[name] = value
     whole = {"centers": float(spec.centers), "weight": spec.weight}
     return values | {name: value for name, value in whole.items() if value != 1}
+
+
+def describe_recipe(differences: Mapping[str, Scalar]) -> str:
+    """In what a recipe differs from the run's, in one line; empty where it does not.
+
+    >>> describe_recipe({"embedding_dim": 4096, "learning_rate": 0.37088920596})
+    'embedding_dim=4096 learning_rate=0.3709'
+    """
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in differences.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def describe(spec: LossSpec) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.ledger import Ledger
-from analysis.losses import describe, parameters
+from analysis.losses import describe, describe_recipe, parameters
 from lfs.finals import finals_of as scores_in_finals
 from lfs.journal import Event
 from lfs.trial import Trial
@@ -93,7 +93,7 @@ def _trial_row(ledger: Ledger, trial: Trial, search_images: dict[int, int]) -> d
         "loss": describe(trial.schedule.final),
         "losses": len(trial.schedule),
         "digest": trial.schedule.final.digest(),
-        "recipe": ", ".join(f"{key}={value}" for key, value in trial.recipe.items()),
+        "recipe": describe_recipe(trial.recipe),
         "lineage_seconds": ledger.seconds_of(trial.number),
         "lineage_images": ledger.images_of(trial.number),
         "search_images": search_images.get(trial.number),

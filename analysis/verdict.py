@@ -46,6 +46,8 @@ def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
         return "No trial of the search reached the horizon with a reward, so there is no winner."
     half = "reward" if winner["choice"] is None else "choice"
     loss = winner["loss"] if winner["losses"] == 1 else f"{winner['loss']}, the last of {winner['losses']} losses"
+    if winner["recipe"]:
+        loss = f"{loss}, with {winner['recipe']}"
     who = f"{'The winner is' if finished else 'The leader so far is'} trial {winner['number']}: {loss}"
     scored = f"{who}. On the {half} half it scores {winner[half]:.4f} ({metric})"
     rivals = [row for row in baselines if row[half] is not None]
@@ -68,6 +70,7 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame) -> 
         "No interval was computed: nothing here shows that one loss is significantly better than another.",
         _selection(trials) if finals.empty else _final(finals),
         _shrinkage(winner, baselines),
+        _own_recipe(winner),
         _compute(winner, baselines),
         f"Collapsed, so its scores say little: {collapsed}." if collapsed else None,
     ]
@@ -91,6 +94,15 @@ def _final(finals: pd.DataFrame) -> str:
     return (
         f"The winner was picked by the finals: over {first['trainings']} trainings its mean on the choice half is "
         f"{first['mean']:.4f}{behind}. The headline's scores are those of its one training in the search."
+    )
+
+
+def _own_recipe(winner: Row | None) -> str | None:
+    if winner is None or not winner["recipe"]:
+        return None
+    return (
+        f"The winner has a recipe of its own ({winner['recipe']}), which the baselines had no chance to choose: "
+        "'lossearch compare' with --learning-rates gives it to them."
     )
 
 

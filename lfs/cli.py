@@ -136,7 +136,8 @@ def _conclude(run_dir: Path) -> None:
     for row in leaderboard(events).to_dict("records"):
         name, scores = str(row["entrant"]), [_number(row["reward"]), _number(row["choice"])]
         table.add_row(name, *scores, f"{row['lineage_images']:,}", f"{row['total_images']:,}")
-        remarks = [row["error"], row["collapse"], row["loss"] if name == "winner" else None]
+        found = f"{row['loss']}{', ' * bool(row['recipe'])}{row['recipe']}"
+        remarks = [row["error"], row["collapse"], found if name == "winner" else None]
         notes += [f"{name}: {remark}" for remark in remarks if isinstance(remark, str)]
     out.print(table)
     for row in finals_table(events).head(1).to_dict("records"):

@@ -5,14 +5,17 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from analysis import write_report
+from analysis import finals_table, write_report
 from analysis.figures import MAX_MARKS, plotly_js
 from analysis.report import report_html
 from analysis.reproduce import as_toml
-from lfs.journal import FILE_NAME, Event, JournalError
-from tests.analysis.journals import BASELINES, search_journal, started, write_journal
+from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Told
+from lfs.trial import Trial
+from search_space import LossSchedule, catalog
+from tests.analysis.journals import BASELINES, outcome, search_journal, started, write_journal
 
 SECTIONS = (
     *("verdict", "health", "history", "controller", "leaderboard"),
@@ -60,6 +63,33 @@ def test_the_verdict_states_what_it_does_not_show() -> None:
     assert "Compute is not equal: the search saw 424,000 training images" in words
     assert "Collapsed, so its scores say little: p2sgrad" in words
     assert "best of 35: optimistic" in words
+
+
+def test_finals_are_shown_with_means_and_the_winners_own_rate_is_a_caveat() -> None:
+    rng = np.random.default_rng(0)
+    rate = {"learning_rate": 0.37088920596}
+    losses = [LossSchedule.constant(catalog.cosface(margin=margin, scale=16)) for margin in (0.1, 0.2)]
+    trials = [Trial(number=n, schedule=losses[n], seed=0, epochs=6, recipe=rate) for n in range(2)]
+    trials += [
+        Trial(number=n, schedule=losses[n % 2], seed=n // 2, epochs=6, recipe=rate, role="final", repeats=n % 2)
+        for n in range(2, 6)
+    ]
+    levels = (0.6, 0.55, 0.4, 0.56, 0.41, 0.57)
+    events: list[Event] = [started(), Asked(time=1_795_000_001.0, count=6, trials=tuple(trials))]
+    events += [
+        Told(time=1_795_000_002.0 + n, trial=n, outcome=outcome(level, 1, 6, rng)) for n, level in enumerate(levels)
+    ]
+    table = finals_table(events)
+    assert table["finalist"].tolist() == [1, 0]
+    assert table["trainings"].tolist() == [3, 3]
+    assert table["failed"].tolist() == [0, 0]
+    assert table["mean"].tolist() == pytest.approx([0.552, 0.462], abs=0.01)
+    words = words_of(page_of([*events, Finished(time=1_795_000_010.0, winner=1, summary={}, constant=None)]))
+    assert "The winner is trial 1: CosFace m=0.2 s=16, with learning_rate=0.3709" in words
+    assert f"over 3 trainings its mean on the choice half is {table['mean'][0]:.4f}, that of the next" in words
+    assert "The winner has a recipe of its own (learning_rate=0.3709)" in words
+    assert "final of trial 0" in words
+    assert words_of(page_of(events)).count("The leader so far is trial 1") == 1
 
 
 def test_a_winner_below_a_baseline_is_said_to_be_below() -> None:
