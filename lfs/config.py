@@ -147,7 +147,7 @@ class SamplerConfig(FrozenModel):
     startup: Annotated[int, Field(ge=1)] = 10
     """Random candidates before TPE and GP begin to model."""
     population: Annotated[int, Field(ge=2, le=10_000)] | None = None
-    """Of CMA-ES (at least the number of workers; None: 8), NSGA-II and evolution (None: 20)."""
+    """Of CMA-ES (at least the number of workers; None: 8), NSGA-II (None: 8) and evolution (None: 20)."""
     tournament: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Of evolution: the best of so many is changed."""
     crossover: Annotated[Real, Field(ge=0, le=1)] = 0.2

@@ -26,6 +26,10 @@ _MUTATION = 0.25
 """Of NSGA-II's parameters in a space with choices. Optuna's one in so many as there are would hardly reach those that
 are active, of which a candidate of `unified` has 9 of 98."""
 
+_POPULATION = 8
+"""Of NSGA-II, where nothing is said: a search has tens of candidates, and with Optuna's 50, or 20, most of them are the
+first, random generation."""
+
 
 class OptunaSampler:
     """One of Optuna's samplers over `candidates`, for each number of epochs at which it is told results.
@@ -34,7 +38,7 @@ class OptunaSampler:
 
     NSGA-II inherits only what all trials have, so under it inactive parameters get a value too, which nothing reads.
 
-    `population` is that of CMA-ES (None: Optuna's own) and NSGA-II (None: 20). Raises ValueError for a conditional
+    `population` is that of CMA-ES (None: Optuna's own) and NSGA-II (None: 8). Raises ValueError for a conditional
     space where the sampler needs intervals, and for several objectives under a sampler other than TPE and NSGA-II.
     """
 
@@ -164,4 +168,4 @@ def _sampler(kind: Kind, candidates: Candidates, *, seed: int, startup: int, pop
     if kind == "qmc":
         return samplers.QMCSampler(seed=seed, scramble=True)
     mutation = _MUTATION if candidates.conditional else None
-    return samplers.NSGAIISampler(seed=seed, population_size=population or 20, mutation_prob=mutation)
+    return samplers.NSGAIISampler(seed=seed, population_size=population or _POPULATION, mutation_prob=mutation)
