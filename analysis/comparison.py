@@ -363,7 +363,9 @@ class Results:
             if trial.name in names - {""}:
                 choice = 1 - metrics["choice/eer"] if self.metric == "one_minus_eer" and metrics else None
                 score = metrics.get(f"choice/{self.metric}", choice)
-                rows.append({"grid": trial.name, "loss": describe(trial.schedule.final), "choice": score})
+                recipe = ", ".join(f"{key}={value}" for key, value in trial.recipe.items())
+                loss = describe(trial.schedule.final)
+                rows.append({"grid": trial.name, "loss": loss, "recipe": recipe or "the run's", "choice": score})
         return pd.DataFrame(rows).sort_values(["grid", "choice"], ascending=[True, False]) if rows else pd.DataFrame()
 
 

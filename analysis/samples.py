@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from analysis.ledger import Ledger
 from analysis.losses import describe
+from lfs.samplers import RATE
 from lfs.trial import Trial
 from search_space import parts
 from search_space.domains import Domain, Parameter, Space
@@ -47,8 +48,9 @@ def candidate_behind(ledger: Ledger, number: int | None) -> int | None:
 def samples_of(ledger: Ledger) -> pd.DataFrame:
     """One row a candidate and active parameter: its `value`, or the `option` that a choice took; `reward` where told.
 
-    `quarter` is 0 to 3, by the order of the candidates. A loss that moves over training has a row for each epoch in
-    which a knot lies, and the parameter names the epoch. Losses outside of the space have no rows.
+    `quarter` is 0 to 3, by the order of the candidates. A learning rate that was searched is a parameter too. A loss
+    that moves over training has a row for each epoch in which a knot lies, and the parameter names the epoch. Losses
+    outside of the space have no rows.
     """
     space, candidates = space_of(ledger), candidates_of(ledger)
     rows = []
@@ -59,7 +61,8 @@ def samples_of(ledger: Ledger) -> pd.DataFrame:
             "quarter": QUARTERS * index // len(candidates),
             "reward": None if told is None else told.outcome.reward,
         }
-        for name, value in _values(trial, space, _knot_epochs(ledger)).items():
+        rate = {RATE: float(trial.recipe[RATE])} if RATE in trial.recipe else {}
+        for name, value in {**_values(trial, space, _knot_epochs(ledger)), **rate}.items():
             is_option = isinstance(value, str)
             rows.append(
                 known

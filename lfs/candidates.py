@@ -28,10 +28,13 @@ class Independent:
         """The next candidates."""
         numbers = range(self._asked, min(self._asked + count, self._trials))
         self._asked = max(self._asked, numbers.stop)
-        return [
-            Trial(number=n, schedule=self._sampler.propose(n), seed=self._seed, epochs=self._horizon_epochs)
-            for n in numbers
-        ]
+        trials = []
+        for number in numbers:
+            schedule, recipe = self._sampler.propose(number)
+            trials.append(
+                Trial(number=number, schedule=schedule, seed=self._seed, epochs=self._horizon_epochs, recipe=recipe)
+            )
+        return trials
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Hand the outcome to the sampler."""
@@ -152,12 +155,14 @@ class Halving:
             return None
         candidate = next(self._new)
         bracket.candidates.append(candidate)
+        schedule, recipe = self._sampler.propose(candidate)
         trial = Trial(
             number=next(self._numbers),
-            schedule=self._sampler.propose(candidate),
+            schedule=schedule,
             seed=self._seed,
             epochs=bracket.rungs[0].epochs,
             round=0,
+            recipe=recipe,
         )
         return self._placed(trial, bracket, candidate, 0)
 
@@ -170,6 +175,7 @@ class Halving:
             epochs=bracket.rungs[level].epochs,
             parent=below.number,
             round=level,
+            recipe=below.recipe,
         )
         self._continued[trial.number] = below.number
         return self._placed(trial, bracket, candidate, level)

@@ -159,6 +159,9 @@ def compare(
     scales: Annotated[str | None, typer.Option(help="The grid's scales; default 16,32,64.")] = None,
     cosface_margins: Annotated[str | None, typer.Option(help="Default 0.1,0.2,0.35.")] = None,
     arcface_margins: Annotated[str | None, typer.Option(help="In radians; default 0.3,0.5,0.7.")] = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Each baseline chooses one of these too, such as 0.1,0.2,0.4.")
+    ] = None,
     equal_compute: Annotated[
         list[str] | None,
         typer.Option(help="Give each baseline the search's compute: 'seeds' (best of many) or 'longer' (more epochs)."),
@@ -187,6 +190,7 @@ def compare(
     from lfs.comparison import prepare
 
     lists = {"scales": scales, "cosface_margins": cosface_margins, "arcface_margins_rad": arcface_margins}
+    lists |= {"learning_rates": learning_rates}
     grid = {name: text for name, text in lists.items() if text is not None}
     options: dict[str, object] = {"seeds": seeds, "baselines": baseline, "equal_compute": equal_compute}
     options |= {"metric": metric, "resamples": resamples}

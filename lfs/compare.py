@@ -133,7 +133,7 @@ class _Test:
                     raise JournalError(f"the journal is damaged: {entrant.name} has no training under seed {seed}")
                 outcome = self._past.told[number]
                 if outcome.error is None and number not in metrics:
-                    metrics[number] = self._score(number, entrant, sealed, cluster_N, weight_GB)
+                    metrics[number] = self._score(number, sealed, cluster_N, weight_GB)
                 event = _scored(entrant, seed, number, outcome, metrics.get(number, {}))
                 self._record(event, on_event)
 
@@ -144,7 +144,6 @@ class _Test:
     def _score(
         self,
         number: int,
-        entrant: Entrant,
         sealed: LabelledImages,
         cluster_N: npt.NDArray[np.int64],
         weight_GB: npt.NDArray[np.float64],
@@ -156,7 +155,7 @@ class _Test:
                 f"the network of trial {number} is gone from {self._folder / 'checkpoints'}; put it back, or start "
                 "another comparison with --again"
             )
-        recipe = Recipe.model_validate({**self._launch.recipe.model_dump(), **entrant.recipe})
+        recipe = Recipe.model_validate({**self._launch.recipe.model_dump(), **self._past.asked[number].recipe})
         embedded_ND = embeddings(
             checkpoint, sealed.images, recipe=recipe, numerics=self._numerics, device=default_device()
         )

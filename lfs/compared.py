@@ -10,7 +10,7 @@ from lfs.launch import read_search
 from lfs.trial import Trial
 from search_space.spec import LossSpec
 
-_SAME = ("recipe", "space", "search", "budget")
+_SAME = ("recipe", "space", "search", "budget", "finals")
 """The tables of the config that searches of one kind share."""
 
 
@@ -62,7 +62,8 @@ def refuse_different(searches: Sequence[ComparedSearch]) -> None:
         if other.started.data["digest"] != first.started.data["digest"]:
             raise ConfigError(f"the searches in {first.run_dir} and {other.run_dir} saw different data")
         for table in _SAME:
-            if (path := _difference(first.started.config[table], other.started.config[table], table)) is not None:
+            one, another = (each.started.config.get(table) for each in (first, other))
+            if (path := _difference(one, another, table)) is not None:
                 raise ConfigError(
                     f"the searches in {first.run_dir} and {other.run_dir} differ in {path}; only searches of one kind, "
                     "under different seeds, can be compared together"

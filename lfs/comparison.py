@@ -284,7 +284,7 @@ def _are_grouped(config: RunConfig) -> bool:
 
 
 def _chosen(known: Sequence[Entrant], options: CompareOptions) -> list[Entrant]:
-    by_name = {entrant.name: entrant for entrant in known if options.tune or not entrant.tuned}
+    by_name = {entrant.name: entrant for entrant in known if options.tune or entrant.name not in TUNED}
     for name in options.baselines:
         if name not in by_name:
             off = " (tuned ones are off)" if not options.tune else ""

@@ -9,14 +9,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from lfs.budget import Budget
 from lfs.proposers import Baseline, Optimizer, Sigma
 from lfs.samplers import INTERVALS_ONLY, Objective
+from lfs.trial import Scalar
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
 from search_space.spaces import AnySpace, CombinedMargin
 from search_space.spec import LossSpec
 from trainers.data import DataConfig
-from trainers.recipe import Execution, Recipe, TrainingRecipe
-
-Scalar = str | int | float | bool
+from trainers.recipe import MAX_LEARNING_RATE, Execution, Recipe, TrainingRecipe
 
 
 def fields_of(recipe: type[TrainingRecipe]) -> AfterValidator:
@@ -122,6 +121,12 @@ class FixedListConfig(FrozenModel):
     losses: Annotated[tuple[NamedLoss, ...], Field(min_length=1)]
 
 
+def _rates(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] < bounds[1] <= MAX_LEARNING_RATE:
+        raise ValueError(f"must be [low, high] with 0 < low < high <= {MAX_LEARNING_RATE:g}, but got {list(bounds)}")
+    return bounds
+
+
 class SamplerConfig(FrozenModel):
     """Candidates from a sampler, each trained on its own: for the whole horizon, or by successive halving."""
 
@@ -132,6 +137,8 @@ class SamplerConfig(FrozenModel):
     """How many losses are tried; under `hyperband`, in its first bracket."""
     knots: Annotated[int, Field(ge=1, le=100)] = 1
     """More than 1: the parameters of a loss move through so many values over training, in straight lines."""
+    learning_rate: Annotated[tuple[Real, Real], AfterValidator(_rates)] | None = None
+    """Bounds of a learning rate that is searched with each loss, on a log scale; None: all have the recipe's."""
     fidelity: Literal["full", "halving", "hyperband"] = "full"
     eta: Annotated[int, Field(ge=2, le=10)] = 3
     """Of the candidates at a rung one in `eta` goes on, for `eta` times as long."""
@@ -164,6 +171,15 @@ class SamplerConfig(FrozenModel):
         if self.sampler == "evolution" and self.tournament > (self.population or 20):
             raise ValueError(
                 f"tournament must be at most the population, {self.population or 20}, but got {self.tournament}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_beside_a_space(self) -> Self:
+        if self.sampler == "evolution" and self.learning_rate is not None:
+            raise ValueError(
+                f"learning_rate is searched beside the parameters of a space, and sampler 'evolution' has none; leave "
+                f"it out, but got {list(self.learning_rate)}"
             )
         return self
 

@@ -231,11 +231,14 @@ def _split(location: Sequence[int | str], values: object) -> tuple[list[str], Se
         inner = dict(enumerate(values)) if isinstance(values, list | tuple) else values
         if not isinstance(inner, Mapping):
             return keys, location[index:], values
-        if part in inner:
-            keys.append(str(part))
-            values = inner[part]
-        elif part not in (inner.get("kind"), inner.get("method")):  # those tell union members apart
+        tells_apart = part in (inner.get("kind"), inner.get("method"))  # members of a union
+        goes_on = index + 1 < len(location) and not isinstance(inner.get(part), Mapping | list | tuple)
+        if tells_apart and (part not in inner or goes_on):  # 'sampler' is a method and a key of it
+            continue
+        if part not in inner:
             return keys, location[index:], values
+        keys.append(str(part))
+        values = inner[part]
     return keys, (), values
 
 

@@ -11,15 +11,16 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from lfs.config import HYPER_PARAMETER_FREE, NamedLoss, Scalar
-from lfs.trial import Trial
+from lfs.config import HYPER_PARAMETER_FREE, NamedLoss
+from lfs.samplers import RATE
+from lfs.trial import Scalar, Trial
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
 from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.evaluation import reward_of
 from trainers.outcome import Outcome
-from trainers.recipe import Recipe, RewardMetric
+from trainers.recipe import MAX_LEARNING_RATE, Recipe, RewardMetric
 
 WINNER = "winner"
 LAST, SHUFFLED = "winner's last loss", "winner's schedule shuffled"
@@ -40,13 +41,17 @@ def _split(value: object) -> object:
 Numbers = Annotated[tuple[Real, ...], BeforeValidator(_split), Field(min_length=1)]
 """Also as a text, '16,32'."""
 
+LearningRate = Annotated[Real, Field(gt=0, le=MAX_LEARNING_RATE)]
+
 
 class Grid(FrozenModel):
-    """The constant margins and scales among which the tuned baselines choose."""
+    """The constant margins and scales among which the tuned baselines choose, and the learning rates among which all
+    baselines do (none: they have the recipe's)."""
 
     scales: Numbers = (16.0, 32.0, 64.0)
     cosface_margins: Numbers = (0.1, 0.2, 0.35)
     arcface_margins_rad: Numbers = (0.3, 0.5, 0.7)
+    learning_rates: Annotated[tuple[LearningRate, ...], BeforeValidator(_split)] = ()
 
     def losses(self, name: str) -> tuple[LossSpec, ...]:
         """The grid of a tuned baseline. Raises ValueError for a margin or scale that its loss cannot have."""
@@ -74,6 +79,8 @@ class Entrant(FrozenModel):
     how: str
     """Where its parameters come from."""
     candidates: tuple[LossSchedule, ...]
+    recipes: tuple[Mapping[str, Scalar], ...] = ()
+    """In what the training of each candidate differs beside `recipe`; empty: in nothing."""
     epochs: int
     recipe: Mapping[str, Scalar] = {}
     of: str = ""
@@ -85,8 +92,26 @@ class Entrant(FrozenModel):
 
     @property
     def tuned(self) -> bool:
-        """Whether its loss is chosen from a grid."""
+        """Whether its loss, or its learning rate, is chosen from a grid."""
         return len(self.candidates) > 1 and not self.of_searches
+
+    def recipe_of(self, candidate: int) -> Mapping[str, Scalar]:
+        """All in which the training of a candidate differs from the run's recipe."""
+        return {**self.recipe, **(self.recipes[candidate] if self.recipes else {})}
+
+    def with_rates(self, rates: Sequence[float]) -> "Entrant":
+        """Itself, choosing its learning rate too."""
+        return self.model_copy(
+            update={
+                "candidates": tuple(each for each in self.candidates for _ in rates),
+                "recipes": tuple({RATE: rate} for _ in self.candidates for rate in rates),
+                "how": f"{self.how}; learning rate of {', '.join(f'{rate:g}' for rate in rates)}, chosen likewise"
+                if self.tuned
+                else f"{self.how}; learning rate the best of {', '.join(f'{rate:g}' for rate in rates)} on the choice "
+                "half of validation, one seed",
+                "grid": self.grid or f"grid of {self.name}",
+            }
+        )
 
 
 def own_entrants(winners: Sequence[Trial], constants: Sequence[LossSpec | None]) -> tuple[Entrant, ...]:
@@ -102,8 +127,8 @@ def own_entrants(winners: Sequence[Trial], constants: Sequence[LossSpec | None])
         if several
         else f"trial {first.number} of the search, its schedule",
         candidates=tuple(winner.schedule for winner in winners),
+        recipes=tuple(winner.recipe for winner in winners),
         epochs=first.epochs,
-        recipe=first.recipe,
         of_searches=several,
     )
     schedules = tuple(LossSchedule.constant(spec) for spec in constants if spec is not None)
@@ -182,7 +207,8 @@ def known_baselines(
         )
         for name in TUNED
     ]
-    return fixed + tuned
+    known = fixed + tuned
+    return [each.with_rates(grid.learning_rates) for each in known] if grid.learning_rates else known
 
 
 def _horizon(recipe: Recipe, changes: Mapping[str, Scalar]) -> int:
@@ -257,36 +283,36 @@ class ComparisonController:
         asked: list[Trial] = []
         waiting: list[_Job] = []
         for job in self._waiting:
-            schedule = self._schedule(job) if len(asked) < count else None
-            if schedule is None:
+            candidate = self._candidate(job) if len(asked) < count else None
+            if candidate is None:
                 waiting.append(job)
             else:
-                asked.append(self._trial(job, schedule))
+                asked.append(self._trial(job, candidate))
         self._waiting = waiting
         return asked
 
-    def _schedule(self, job: _Job) -> LossSchedule | None:
-        """What to train; None while its grid is not told."""
+    def _candidate(self, job: _Job) -> int | None:
+        """Which candidate to train; None while its grid is not told."""
         candidates = job.entrant.candidates
         if job.entrant.of_searches:
-            return candidates[job.replicate * len(candidates) // len(self._pools)]
+            return job.replicate * len(candidates) // len(self._pools)
         if job.candidate is not None or len(candidates) == 1:
-            return candidates[job.candidate or 0]
+            return job.candidate or 0
         scores = self._grids.get(job.entrant.of or job.entrant.name, {})
         if len(scores) < len(candidates):
             return None
-        return candidates[max(sorted(scores), key=scores.__getitem__)]
+        return max(sorted(scores), key=scores.__getitem__)
 
-    def _trial(self, job: _Job, schedule: LossSchedule) -> Trial:
+    def _trial(self, job: _Job, candidate: int) -> Trial:
         number, in_grid = len(self._jobs_asked), job.candidate is not None
         self._jobs_asked.append(job)
         return Trial(
             number=number,
-            schedule=schedule,
+            schedule=job.entrant.candidates[candidate],
             seed=self._grid_seed if in_grid else self._pools[job.replicate][job.member],
             epochs=job.entrant.epochs,
             name=job.entrant.grid if in_grid else job.entrant.name,
-            recipe=job.entrant.recipe,
+            recipe=job.entrant.recipe_of(candidate),
         )
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfs.samplers import Candidate
 from search_space import parts
 from search_space.algebra import simplify
 from search_space.domains import Domain
@@ -125,12 +126,12 @@ class Evolution:
         self._entered: set[int] = set()
         self._unfit = self._known = 0
 
-    def propose(self, number: int) -> LossSchedule:
+    def propose(self, number: int) -> Candidate:
         """A seed, a mutant of one or a random formula at first; then the child of a tournament's winner."""
         rng = np.random.default_rng([self._seed, number])
         genome = self._new(rng)
         self._proposed[number] = genome
-        return LossSchedule.constant(genome.spec())
+        return Candidate(LossSchedule.constant(genome.spec()))
 
     def _new(self, rng: np.random.Generator) -> Genome:
         count = len(self._proposed)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from lfs.config import Scalar
 from lfs.errors import UserError
 from lfs.launch import read_search
+from lfs.trial import Scalar
 from lfs.winner import take_home
 from search_space import LossSchedule, LossSpec, catalog
 from search_space.frozen import FrozenModel

@@ -16,10 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lfs.samplers import INTERVALS_ONLY, REWARD, Objective
+from lfs.samplers import INTERVALS_ONLY, REWARD, Candidate, Candidates, Objective
 from search_space.domains import Domain, Parameter, Values, walk
-from search_space.schedule import LossSchedule
-from search_space.trajectories import Trajectories
 from trainers.outcome import Outcome
 
 Kind = Literal["tpe", "cmaes", "gp", "qmc", "nsga2"]
@@ -42,7 +40,7 @@ class OptunaSampler:
 
     def __init__(
         self,
-        candidates: Trajectories,
+        candidates: Candidates,
         *,
         kind: Kind,
         seed: int,
@@ -79,7 +77,7 @@ class OptunaSampler:
         self._depths: dict[int, _Depth] = {}
         """By epochs; the first to be made is that of the first result."""
 
-    def propose(self, number: int) -> LossSchedule:
+    def propose(self, number: int) -> Candidate:
         """What the sampler suggests for the active parameters, asked in their order."""
         parameters = self._candidates.parameters
         with warnings.catch_warnings():
@@ -144,7 +142,7 @@ def _suggested(trial: Any, name: str, parameter: Parameter) -> float | str:
     return value
 
 
-def _inside(values: Values, candidates: Trajectories) -> Values:
+def _inside(values: Values, candidates: Candidates) -> Values:
     """The values, brought back over the bounds that a log domain's rounding may pass."""
     return {
         name: min(max(float(value), domain.low), domain.high)
@@ -154,7 +152,7 @@ def _inside(values: Values, candidates: Trajectories) -> Values:
     }
 
 
-def _sampler(kind: Kind, candidates: Trajectories, *, seed: int, startup: int, population: int | None) -> Any:
+def _sampler(kind: Kind, candidates: Candidates, *, seed: int, startup: int, population: int | None) -> Any:
     from optuna import samplers
 
     if kind == "tpe":

@@ -23,7 +23,7 @@ from lfs.optuna_sampler import OptunaSampler
 from lfs.population import PopulationTraining
 from lfs.proposers import Proposer, RandomRounds, Reinforce, Released, start_of
 from lfs.rounds import RoundSearch
-from lfs.samplers import Sampler, UniformSampler
+from lfs.samplers import Candidates, Sampler, UniformSampler
 from lfs.trial import Role
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
@@ -156,7 +156,8 @@ def _sampler(config: RunConfig, search: SamplerConfig, recipe: Recipe, class_cou
             crossover=search.crossover,
             seeds=search.seeds,
         )
-    candidates = Trajectories(config.space, knots=search.knots, epochs=recipe.horizon_epochs)
+    losses = Trajectories(config.space, knots=search.knots, epochs=recipe.horizon_epochs)
+    candidates = Candidates(losses, learning_rate=search.learning_rate)
     if search.sampler == "random":
         return UniformSampler(candidates, seed=config.seed)
     at_once = (config.executor.workers or 1) * (config.numerics.lockstep or 1)
@@ -214,6 +215,8 @@ def lockstep_room(config: RunConfig, workers: int) -> int:
     search = config.search
     if isinstance(search, PopulationConfig):
         return 1  # members differ in their seeds, so that they share no batches
+    if isinstance(search, SamplerConfig) and search.learning_rate is not None:
+        return 1  # candidates of one lockstep share their learning rate
     at_once = most_at_once(config) - len(config.all_baselines())
     if isinstance(search, SamplerConfig) and search.sampler not in ("random", "qmc", "cmaes"):
         at_once //= LEARNING_STEPS

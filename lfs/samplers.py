@@ -6,16 +6,20 @@ its seed and of the order of calls, so that replaying a journal gives the same p
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import field_validator
 
-from search_space.domains import walk
+from lfs.trial import Scalar
+from search_space.domains import Domain, Parameter, Values, walk
 from search_space.frozen import FrozenModel
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
 from trainers.outcome import Outcome
+
+RATE = "learning_rate"
+"""What a candidate's own learning rate is called, among parameters and in a recipe."""
 
 INTERVALS_ONLY: Mapping[str, str] = {
     "cmaes": "adapts a covariance over intervals",
@@ -50,10 +54,41 @@ class Objective(FrozenModel):
 REWARD = Objective()
 
 
+class Candidate(NamedTuple):
+    """What a sampler proposes: a loss, and the recipe fields in which its training differs from the run's recipe."""
+
+    schedule: LossSchedule
+    recipe: Mapping[str, Scalar] = {}
+
+
+class Candidates:
+    """What samplers draw from: the parameters of a loss and, with `learning_rate`, the bounds of a rate of its own.
+
+    A loss's scale multiplies its gradient, and each loss has its own best rate: under one rate for all, those win whom
+    it suits.
+    """
+
+    def __init__(self, losses: Trajectories, *, learning_rate: tuple[float, float] | None = None) -> None:
+        self._losses = losses
+        own = {} if learning_rate is None else {RATE: Domain(low=learning_rate[0], high=learning_rate[1], log=True)}
+        self.parameters: Mapping[str, Parameter] = {**losses.parameters, **own}
+
+    @property
+    def conditional(self) -> bool:
+        """Whether not every candidate has the same parameters."""
+        return self._losses.conditional
+
+    def decode(self, values: Values) -> Candidate:
+        """The candidate at these values. Raises ValueError for values outside."""
+        recipe = {name: value for name, value in values.items() if name == RATE and RATE in self.parameters}
+        losses = {name: value for name, value in values.items() if name not in recipe}
+        return Candidate(self._losses.decode(losses), recipe)
+
+
 class Sampler(Protocol):
     """Proposes candidates and learns from their outcomes."""
 
-    def propose(self, number: int) -> LossSchedule:
+    def propose(self, number: int) -> Candidate:
         """The candidate of this number; each number is asked for once."""
 
     def learn(self, number: int, outcome: Outcome, *, epochs: int) -> None:
@@ -66,10 +101,10 @@ class Sampler(Protocol):
 class UniformSampler:
     """Independent uniform draws: the control that every other sampler has to beat."""
 
-    def __init__(self, candidates: Trajectories, *, seed: int) -> None:
+    def __init__(self, candidates: Candidates, *, seed: int) -> None:
         self._candidates, self._seed = candidates, seed
 
-    def propose(self, number: int) -> LossSchedule:
+    def propose(self, number: int) -> Candidate:
         """A draw that depends on the seed and the number alone."""
         rng = np.random.default_rng([self._seed, number])
         return self._candidates.decode(walk(self._candidates.parameters, lambda _, parameter: parameter.draw(rng)))

@@ -6,6 +6,8 @@ from typing import Literal
 
 from search_space.schedule import LossSchedule
 
+Scalar = str | int | float | bool
+
 Role = Literal["search", "final", "baseline"]
 
 
@@ -30,7 +32,7 @@ class Trial:
     round: int | None = None
     role: Role = "search"
     name: str = ""
-    recipe: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    recipe: Mapping[str, Scalar] = field(default_factory=dict)
     fresh_optimizer: bool = False
     cooldown_epochs: int = 0
     repeats: int | None = None

@@ -38,7 +38,8 @@ def best_at_horizon(recipe: Recipe, *, or_deepest: bool = False) -> Choose:
 
 
 def take_home(journal_events: Iterable[Event]) -> Mapping[str, JsonValue]:
-    """What `lossearch export` writes: the winner's schedule and, where one was learned, the constant loss.
+    """What `lossearch export` writes: the winner's schedule, in what its recipe differs from the run's (a learning rate
+    that was searched), and, where one was learned, the constant loss.
 
     The schedule's epochs are those of the proxy, of which there are `epochs`.
 
@@ -62,5 +63,6 @@ def take_home(journal_events: Iterable[Event]) -> Mapping[str, JsonValue]:
         "trial": finished.winner,
         "epochs": trials[finished.winner].epochs,
         "schedule": trials[finished.winner].schedule.model_dump(mode="json"),
+        "recipe": dict(trials[finished.winner].recipe),
         "constant": None if finished.constant is None else finished.constant.model_dump(mode="json"),
     }

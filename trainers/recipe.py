@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from search_space.frozen import FrozenModel, Real
 
+MAX_LEARNING_RATE = 100.0
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 """The false accept rates at which the true accept rate is always reported."""
 
@@ -146,7 +147,7 @@ class Recipe(TrainingRecipe):
     continuing later is the same as not stopping.
     """
 
-    learning_rate: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    learning_rate: Annotated[Real, Field(gt=0, le=MAX_LEARNING_RATE)] = 0.1
     """The highest of the schedule."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     """Of the learning rate, after a warm-up over a quarter of the horizon: down to 0, or held and then down to 0."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy.stats import qmc
@@ -62,13 +63,26 @@ def candidates() -> Iterator[LossSpec]:
         yield space.decode({name: domain.from_unit(float(place)) for (name, domain), place in places})
 
 
-def thinned(task: Task, classes: int = CLASSES) -> Task:
-    """The task with so many of its training classes, evenly taken from their list."""
+def thinned(task: Task, classes: int = CLASSES, *, spare_validate: bool = False) -> Task:
+    """The task with so many of its training classes, evenly taken from their list; the others may validate."""
     kept = np.unique(np.linspace(0, task.train.classes - 1, classes).round().astype(np.int64))
     of_class = np.full(task.train.classes, -1)
     of_class[kept] = np.arange(len(kept))
     label_N = of_class[task.train.labels]
-    return replace(task, train=LabelledImages(images=task.train.images[label_N >= 0], labels=label_N[label_N >= 0]))
+    few = replace(task, train=LabelledImages(images=task.train.images[label_N >= 0], labels=label_N[label_N >= 0]))
+    if not spare_validate:
+        return few
+    spare = np.flatnonzero(of_class < 0)
+    halves = (_joined(task.reward, task.train, spare[::2]), _joined(task.choice, task.train, spare[1::2]))
+    return replace(few, reward=halves[0], choice=halves[1])
+
+
+def _joined(to: LabelledImages, other: LabelledImages, classes: npt.NDArray[np.int64]) -> LabelledImages:
+    """These images and those of some classes of others."""
+    taken_N = np.isin(other.labels, classes)
+    labels = to.classes + np.searchsorted(classes, other.labels[taken_N])
+    images = np.concatenate([to.images, other.images[taken_N]])
+    return LabelledImages(images=images, labels=np.concatenate([to.labels, labels]))
 
 
 def rewards(metrics: Mapping[str, float], half: str) -> dict[str, float]:

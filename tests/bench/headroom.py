@@ -21,9 +21,9 @@ import torch
 
 from search_space import LossSchedule, LossSpec
 from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
-from tests.bench import study_plan as plan
 from tests.bench.rows import append_row, read_rows
 from tests.bench.study import Study
+from tests.bench.study_plan import FIRST
 
 NAME, DATA, BEST = "headroom", "omniglot", 3
 
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(plan.SETUPS[DATA], arguments.workspace)
-    for seed in plan.SEEDS:
+    study = Study(DATA, arguments.workspace)
+    for seed in FIRST.seeds:
         for name, spec in best_losses().items():
             if any((row["name"], row["seed"]) == (name, seed) for row in read_rows(NAME)):
                 continue

@@ -20,9 +20,9 @@ import torch
 from analysis.comparison import pipes
 from search_space import LossSchedule, LossSpec, catalog
 from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
-from tests.bench import study_plan as plan
 from tests.bench.rows import append_row, read_rows
 from tests.bench.study import Study
+from tests.bench.study_plan import FIRST
 
 NAME, SEEDS, RATES = "rates", (901, 902, 903), (0.1, 0.2, 0.4, 0.8)
 LOSSES: Mapping[str, LossSpec] = {
@@ -61,7 +61,7 @@ def report() -> str:
 def main() -> None:
     """Make the rows that are lacking, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=plan.SETUPS, nargs="?")
+    parser.add_argument("data", choices=FIRST.setups, nargs="?")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
         print(report())
         return
     torch.set_num_threads(1)
-    study = Study(plan.SETUPS[arguments.data], arguments.workspace)
+    study = Study(arguments.data, arguments.workspace)
     for seed in SEEDS:
         for name, spec in LOSSES.items():
             for rate in RATES:

@@ -27,27 +27,29 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from lfs.budget import Budget, Budgeted, Clock
+from lfs.budget import Clock
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.compare import CHANCE
 from lfs.comparison import clusters_of
 from lfs.config import RunConfig
 from lfs.config_file import load_config
-from lfs.entrants import LAST, SHUFFLED, schedule_controls
+from lfs.entrants import LAST as WINNERS_LAST
+from lfs.entrants import SHUFFLED as WINNERS_SHUFFLED
+from lfs.entrants import schedule_controls
 from lfs.executor import SerialExecutor
 from lfs.journal import Journal
 from lfs.launch import resolved_recipe, started
-from lfs.plan import make_search
+from lfs.plan import whole_search
 from lfs.preflight import Preflight
 from lfs.runner import TrainingRunner
 from lfs.search import search
 from lfs.trial import Trial
 from lfs.winner import best_at_horizon
 from search_space import LossSchedule
-from tests.bench import study_plan as plan
 from tests.bench.fidelity import thinned
 from tests.bench.rows import append_row, read_rows
 from tests.bench.runs import FinishedSearch
+from tests.bench.study_plan import CONSTANT_GRID, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan, plan_of
 from trainers.data import load_sealed_test, load_task, sealed_class_sizes
 from trainers.evaluation import embeddings, reward_of
 from trainers.outcome import Outcome
@@ -61,6 +63,7 @@ from trainers.verification import verification
 NAME = "study"
 NUMERICS = Numerics(dtype="float32", channels_last=True, threads=1)
 METRICS: tuple[RewardMetric, ...] = get_args(RewardMetric)
+PARTS = {SHUFFLED: WINNERS_SHUFFLED, LAST: WINNERS_LAST}
 Row = Mapping[str, Any]
 
 
@@ -80,54 +83,47 @@ class Unit:
         return self.kind, self.name, self.seed, self.rate
 
 
-def units() -> Iterator[Unit]:
+def units(plan: Plan) -> Iterator[Unit]:
     """All rows of a data set, the most important first: what the primary contrasts need, search seed by search seed."""
-    own = {name: each for name, each in plan.BASELINES.items() if each.times == 1}
-    first, rest = [plan.ADACOS, "softmax"], [name for name in own if name not in (plan.ADACOS, "softmax")]
-    contenders = [name for name, each in plan.SEARCHES.items() if not each.control]
-    yield from _rates(first)
-    for number in plan.SEARCH_SEEDS:
+    own = [name for name, each in plan.baselines.items() if each.times == 1]
+    first = [name for name in (*plan.rivals, SOFTMAX) if name in own]
+    rest = [name for name in own if name not in first]
+    contenders = [name for name, each in plan.searches.items() if not each.control]
+    controls = [name for name, each in plan.searches.items() if each.control]
+    yield from _rates(plan, first)
+    for number in plan.search_seeds:
         yield from (Unit(kind="search", name=name, seed=number) for name in contenders)
-        yield from _over(_retrain_seeds(number), "retrain", contenders)
-        yield from _over(_retrain_seeds(number), "baseline", first)
-    yield from _rates(rest)
-    yield from _over(plan.SEEDS, "baseline", rest)
-    for number in plan.SEARCH_SEEDS:
-        controls = [name for name, each in plan.SEARCHES.items() if each.control]
+        yield from _over(plan.seeds_of(number), "retrain", contenders)
+        yield from _over(plan.seeds_of(number), "baseline", first)
+    yield from _rates(plan, rest)
+    yield from _over(plan.seeds, "baseline", rest)
+    for number in plan.search_seeds:
         yield from (Unit(kind="search", name=name, seed=number) for name in controls)
-        yield from _over(_retrain_seeds(number), "retrain", controls)
-        yield from _over(_retrain_seeds(number), "part", [plan.SHUFFLED, plan.LAST])
-    yield from (Unit(kind="pool", name=plan.POOLED, seed=seed) for seed in plan.SEEDS[:: plan.RETRAINS])
-    yield from _over(plan.SEEDS, "baseline", [name for name in plan.BASELINES if name not in own])
+        yield from _over(plan.seeds_of(number), "retrain", controls)
+        if SEARCH_SOFTMAX in plan.searches:
+            yield from _over(plan.seeds_of(number), "part", [SHUFFLED, LAST])
+    if plan.pool:
+        yield from (Unit(kind="pool", name=plan.pooled, seed=seed) for seed in plan.seeds[:: plan.retrains])
+    yield from _over(plan.seeds, "baseline", [name for name in plan.baselines if name not in own])
 
 
-def _rates(names: Iterable[str]) -> Iterator[Unit]:
+def _rates(plan: Plan, names: Iterable[str]) -> Iterator[Unit]:
     for name in names:
-        for rate in plan.RATES:
-            yield from (Unit(kind="rate", name=name, seed=seed, rate=rate) for seed in plan.RATE_SEEDS)
+        for rate in plan.rates:
+            yield from (Unit(kind="rate", name=name, seed=seed, rate=rate) for seed in plan.rate_seeds)
 
 
 def _over(seeds: Sequence[int], kind: str, names: Iterable[str]) -> Iterator[Unit]:
     yield from (Unit(kind=kind, name=name, seed=seed) for seed in seeds for name in names)
 
 
-def _retrain_seeds(number: int) -> Sequence[int]:
-    place = plan.SEARCH_SEEDS.index(number) * plan.RETRAINS
-    return plan.SEEDS[place : place + plan.RETRAINS]
-
-
-def search_of(seed: int) -> int:
-    """The search whose find a seed retrains."""
-    return plan.SEARCH_SEEDS[plan.SEEDS.index(seed) // plan.RETRAINS]
-
-
-def chosen_rate(rows: Iterable[Row], name: str, reward: str) -> float | None:
+def chosen_rate(plan: Plan, rows: Iterable[Row], name: str, reward: str) -> float | None:
     """The best learning rate of a baseline on the choice half, None while rows are lacking."""
     scores: dict[float, list[float]] = {}
     for row in rows:
         if row["kind"] == "rate" and row["name"] == name:
             scores.setdefault(row["rate"], []).append(row["choice"][reward] if row["choice"] else 0.0)
-    if any(len(scores.get(rate, [])) < len(plan.RATE_SEEDS) for rate in plan.RATES):
+    if any(len(scores.get(rate, [])) < len(plan.rate_seeds) for rate in plan.rates):
         return None
     return max(sorted(scores), key=lambda rate: float(np.mean(scores[rate])))
 
@@ -140,8 +136,10 @@ class _KeepAll(CheckpointStore):
 class Study:
     """Makes the rows of a data set that are lacking."""
 
-    def __init__(self, setup: plan.Setup, workspace: Path) -> None:
-        self._setup, self._workspace = setup, workspace / setup.data
+    def __init__(self, data: str, workspace: Path) -> None:
+        plan = plan_of(data)
+        self._data, self._plan, self._workspace = data, plan, workspace / data
+        setup = self._setup = plan.setups[data]
         (self._workspace / "locks").mkdir(parents=True, exist_ok=True)
         root = Path(os.environ.get("LOSSEARCH_DATA", Path(__file__).parents[2] / "../shared/data"))
         self._settings = [
@@ -154,12 +152,14 @@ class Study:
         self._config = load_config(None, self._settings, data_path=self._path)
         cache_dir = workspace / "cache"
         task = load_task(self._config.data, cache_dir=cache_dir)
-        self._task = task if setup.classes is None else thinned(task, setup.classes)
+        if setup.classes is not None:
+            task = thinned(task, setup.classes, spare_validate=setup.spare_validate)
+        self._task = task
         self._recipe = resolved_recipe(self._config, task)
         self._sealed = load_sealed_test(self._config.data, cache_dir=cache_dir)
         self._cluster_N = clusters_of(list(sealed_class_sizes(self._config.data)))[self._sealed.labels]
         rng = np.random.default_rng(0)
-        self._weight_GB = draw_clusters(self._sealed.labels, self._cluster_N, plan.RESAMPLES, rng)
+        self._weight_GB = draw_clusters(self._sealed.labels, self._cluster_N, plan.resamples, rng)
         self._digest = task.digest
 
     def run(self) -> None:
@@ -170,22 +170,22 @@ class Study:
 
     def _make_next(self) -> bool:
         done = {_key(row) for row in self._rows() if row["kind"] != "plan"}
-        return any(self._make(unit) for unit in units() if unit.key not in done)
+        return any(self._make(unit) for unit in units(self._plan) if unit.key not in done)
 
     def _register(self) -> None:
         """Write the plan, or hold it against the one in the file."""
         with FileLock(self._workspace / "locks" / "plan"):
-            wanted = json.loads(json.dumps(plan.as_row(self._setup)))
+            wanted = json.loads(json.dumps(self._plan.as_row(self._data)))
             known = next((row for row in self._rows() if row["kind"] == "plan"), None)
             if known is None:
                 facts = {"clusters": int(self._cluster_N.max()) + 1, "data_digest": self._digest}
                 recipe = self._recipe.model_dump(mode="json")
-                append_row(NAME, {"data": self._setup.data, **wanted, **facts, "recipe": recipe})
+                append_row(NAME, {"data": self._data, **wanted, **facts, "recipe": recipe})
             elif {key: known[key] for key in wanted} != wanted:
-                raise ValueError(f"the rows of {self._setup.data} were begun under another plan")
+                raise ValueError(f"the rows of {self._data} were begun under another plan")
 
     def _rows(self) -> list[Row]:
-        return [row for row in read_rows(NAME) if row["data"] == self._setup.data]
+        return [row for row in read_rows(NAME) if row["data"] == self._data]
 
     def _make(self, unit: Unit) -> bool:
         """Whether the row was made here and now."""
@@ -198,7 +198,7 @@ class Study:
                 content = getattr(self, f"_{unit.kind}")(unit, rows)
                 if content is None:
                     return False
-                about = {"data": self._setup.data, "kind": unit.kind, "name": unit.name, "seed": unit.seed}
+                about = {"data": self._data, "kind": unit.kind, "name": unit.name, "seed": unit.seed}
                 row = append_row(NAME, {**about, "rate": unit.rate, **content})
         except Timeout:
             return False
@@ -207,12 +207,13 @@ class Study:
         return True
 
     def _rate(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object]:
-        changes = {**plan.BASELINES[unit.name].recipe, "learning_rate": unit.rate}
-        return self.training(LossSchedule.constant(plan.BASELINES[unit.name].spec), unit.seed, changes, test=False)
+        baseline = self._plan.baselines[unit.name]
+        changes = {**baseline.recipe, "learning_rate": unit.rate}
+        return self.training(LossSchedule.constant(baseline.spec), unit.seed, changes, test=False)
 
     def _baseline(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
-        baseline = plan.BASELINES[unit.name]
-        rate = chosen_rate(rows, baseline.rates_of or unit.name, self._setup.reward)
+        baseline = self._plan.baselines[unit.name]
+        rate = chosen_rate(self._plan, rows, baseline.rates_of or unit.name, self._setup.reward)
         if rate is None:
             return None
         changes = {
@@ -224,31 +225,31 @@ class Study:
 
     def _retrain(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         found = self._found(unit.name, unit.seed, rows)
-        return None if found is None else self.training(found, unit.seed, {})
+        return None if found is None else self.training(found[0], unit.seed, found[1])
 
     def _part(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         """A part of what Search-Softmax found, as `lossearch compare --schedule-controls` takes it."""
-        found = self._found(plan.SEARCH_SOFTMAX, unit.seed, rows)
+        found = self._found(SEARCH_SOFTMAX, unit.seed, rows)
         if found is None:
             return None
-        winner = Trial(number=0, schedule=found, seed=unit.seed, epochs=self._recipe.horizon_epochs)
+        winner = Trial(number=0, schedule=found[0], seed=unit.seed, epochs=self._recipe.horizon_epochs)
         parts = {each.name: each.candidates[0] for each in schedule_controls(winner, unit.seed)}
-        part = parts.get({plan.SHUFFLED: SHUFFLED, plan.LAST: LAST}[unit.name], found)
+        part = parts.get(PARTS[unit.name], winner.schedule)
         return self.training(part, unit.seed, {})
 
-    def _found(self, name: str, seed: int, rows: Sequence[Row]) -> LossSchedule | None:
-        key = ("search", name, search_of(seed), None)
+    def _found(self, name: str, seed: int, rows: Sequence[Row]) -> tuple[LossSchedule, Mapping[str, Any]] | None:
+        """Its schedule, and in what its recipe differs."""
+        key = ("search", name, self._plan.search_of(seed), None)
         row = next((row for row in rows if row["kind"] != "plan" and _key(row) == key), None)
-        return None if row is None else LossSchedule.model_validate(row["schedule"])
+        return None if row is None else (LossSchedule.model_validate(row["schedule"]), row["changes"])
 
     def _pool(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object] | None:
         """The grid's find under many seeds, the best by the choice half."""
-        found = self._found(plan.CONSTANT_GRID, unit.seed, rows)
+        found = self._found(CONSTANT_GRID, unit.seed, rows)
         if found is None:
             return None
-        contents = [
-            self.training(found, seed, {}) for seed in (unit.seed, *range(unit.seed + 100, unit.seed + 99 + plan.POOL))
-        ]
+        seeds = (unit.seed, *range(unit.seed + 100, unit.seed + 99 + self._plan.pool))
+        contents = [self.training(found[0], seed, found[1]) for seed in seeds]
         best = max(contents, key=lambda each: each["choice"][self._setup.reward] if each["choice"] else -1.0)
         return {**best, **{key: sum(each[key] for each in contents) for key in ("images", "seconds")}}
 
@@ -271,7 +272,7 @@ class Study:
     def _test(self, checkpoint: Checkpoint | None, recipe: Recipe) -> Mapping[str, object]:
         """Scores of a network on the sealed identities; how the tested one moves when these are resampled, in 1e-5."""
         if checkpoint is None:
-            return {"test": CHANCE, "moves_1e5": [0] * plan.RESAMPLES}
+            return {"test": CHANCE, "moves_1e5": [0] * self._plan.resamples}
         embedded_ND = embeddings(checkpoint, self._sealed.images, recipe=recipe, numerics=NUMERICS)
         scores = verification(embedded_ND, self._sealed.labels, FARS)
         pairs = PairScores.of(embedded_ND, self._sealed.labels, self._cluster_N)
@@ -280,10 +281,11 @@ class Study:
         return {"test": rounded, "moves_1e5": np.round(1e5 * moves).astype(int).tolist()}
 
     def _search(self, unit: Unit, rows: Sequence[Row]) -> Mapping[str, object]:
-        kind, folder = plan.SEARCHES[unit.name], self._workspace / "searches" / f"{unit.name}-{unit.seed}"
+        kind, folder = self._plan.searches[unit.name], self._workspace / "searches" / f"{unit.name}-{unit.seed}"
+        epochs = self._plan.budget_horizons * self._recipe.horizon_epochs
         config = load_config(
             None,
-            [*self._settings, f"seed={unit.seed}", *kind.settings],
+            [*self._settings, f"seed={unit.seed}", f"budget.epochs={epochs}", *kind.settings],
             data_path=self._path,
             method=kind.method or None,
         )
@@ -293,11 +295,11 @@ class Study:
         done = FinishedSearch.read(folder)
         if done.finished.winner is None:
             raise RuntimeError(f"the search in {folder} has no winner")
-        outcome, schedule = done.outcomes[done.finished.winner], done.trials[done.finished.winner].schedule
+        outcome, trial = done.outcomes[done.finished.winner], done.trials[done.finished.winner]
         content = {
             **_scored(outcome),
-            "changes": {},
-            "schedule": _written(schedule),
+            "changes": {**self._own_rate(recipe), **trial.recipe},
+            "schedule": _written(trial.schedule),
             "images": sum(each.images for each in done.outcomes.values()),
             "seconds": round(sum(each.seconds for each in done.outcomes.values()), 1),
             "trials": len(done.trials),
@@ -307,11 +309,15 @@ class Study:
         shutil.rmtree(folder / "checkpoints")
         return content
 
+    def _own_rate(self, recipe: Recipe) -> Mapping[str, float]:
+        """The learning rate of a kind of search that has another one than the study: its retrains have it too."""
+        rate = recipe.learning_rate
+        return {} if rate == self._recipe.learning_rate else {"learning_rate": rate}
+
     def _run_search(self, config: RunConfig, task: Task, recipe: Recipe, folder: Path) -> CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         store, clock = _KeepAll(folder / "checkpoints"), Clock()
-        budget = Budget(epochs=plan.BUDGET_EPOCHS * recipe.horizon_epochs)
-        controller = Budgeted(make_search(config, recipe, task.train.class_counts()), budget, clock)
+        controller = whole_search(config, recipe, clock, class_counts=task.train.class_counts())
         with Journal(folder) as journal:
             if not len(journal):
                 journal.append(started(config, task, recipe, NUMERICS))
@@ -351,11 +357,11 @@ def _scored(outcome: Outcome) -> dict[str, Any]:
 def main() -> None:
     """Make the rows of a data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=plan.SETUPS)
+    parser.add_argument("data", choices=[data for plan in PLANS for data in plan.setups])
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    Study(plan.SETUPS[arguments.data], arguments.workspace).run()
+    Study(arguments.data, arguments.workspace).run()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.significance import Estimate, TwoWay
-from tests.bench import study_plan as plan
+from tests.bench.study_plan import CONSTANT_GRID, LAST, SEARCH_SOFTMAX, SHUFFLED, plan_of
 
 LEVEL = 0.05
 Floats = npt.NDArray[np.float64]
@@ -71,6 +71,8 @@ class DataSet:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.plan = next(row for row in rows if row["kind"] == "plan")
+        self.name = str(self.plan["data"])
+        self.study = plan_of(self.name)
         self.rows = [row for row in rows if row["kind"] != "plan"]
         self.metric, self.reward = str(self.plan["setup"]["metric"]), str(self.plan["setup"]["reward"])
         self.clusters = int(self.plan["clusters"])
@@ -81,11 +83,11 @@ class DataSet:
 
     def arms(self) -> list[Arm]:
         """All that have two units; the units of a search are its searches, with both retrains."""
-        found = [self._retrained(name) for name in plan.SEARCHES]
-        found += [self._own_network(name) for name in plan.SEARCHES]
-        found += [self._per_seed("part", name, search=plan.SEARCH_SOFTMAX) for name in (plan.SHUFFLED, plan.LAST)]
-        found += [self._per_seed("pool", plan.POOLED, search=plan.CONSTANT_GRID)]
-        found += [self._per_seed("baseline", name) for name in plan.BASELINES]
+        found = [self._retrained(name) for name in self.study.searches]
+        found += [self._own_network(name) for name in self.study.searches]
+        found += [self.per_seed("part", name, search=SEARCH_SOFTMAX) for name in (SHUFFLED, LAST)]
+        found += [self.per_seed("pool", self.study.pooled, search=CONSTANT_GRID)]
+        found += [self.per_seed("baseline", name) for name in self.study.baselines]
         return [arm for arm in found if arm is not None]
 
     def _arm(self, name: str, groups: Iterable[Sequence[Row]], found_by: float) -> Arm | None:
@@ -109,22 +111,22 @@ class DataSet:
     def _retrained(self, name: str) -> Arm | None:
         rows = self.of("retrain", name)
         by_search = [
-            [row for row in rows if plan.SEEDS.index(row["seed"]) // plan.RETRAINS == place]
-            for place in range(len(plan.SEARCH_SEEDS))
+            [row for row in rows if self.study.search_of(row["seed"]) == number] for number in self.study.search_seeds
         ]
-        whole = [group for group in by_search if len(group) == plan.RETRAINS]
+        whole = [group for group in by_search if len(group) == self.study.retrains]
         return self._arm(name, whole, self._search_images(name))
 
     def _own_network(self, name: str) -> Arm | None:
         return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)
 
-    def _per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
+    def per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
+        """An arm whose units are single trainings of what needs no search, or of what one search found."""
         return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
 
     def best_search(self, arms: Sequence[Arm]) -> Arm | None:
         """The best contender by the choice half, None while one of them lacks a search or a retrain."""
-        names = [name for name, search in plan.SEARCHES.items() if not search.control and name != plan.CONSTANT_GRID]
-        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(plan.SEARCH_SEEDS)}
+        names = [name for name, search in self.study.searches.items() if not search.control and name != CONSTANT_GRID]
+        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(self.study.search_seeds)}
         if not set(names) <= set(whole):
             return None
         return max((whole[name] for name in names), key=lambda arm: arm.choice)

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from search_space import LossSchedule, LossSpec, catalog, target_logit
-from tests.bench import study_plan as plan
 from tests.bench.study_arms import Arm, DataSet, Floats
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -37,7 +36,7 @@ def margin(spec: LossSpec, degrees: Floats | Sequence[float]) -> Floats | None:
 
 def searched(data: DataSet) -> dict[str, list[LossSchedule]]:
     """What each kind of search found, by its seeds."""
-    names = [name for name, search in plan.SEARCHES.items() if not search.control]
+    names = [name for name, search in data.study.searches.items() if not search.control]
     found = {name: [LossSchedule.model_validate(row["schedule"]) for row in data.of("search", name)] for name in names}
     return {name: schedules for name, schedules in found.items() if schedules}
 
@@ -49,7 +48,7 @@ def draw_arms(data: DataSet, arms: Sequence[Arm], to: Path) -> None:
     axes = figure.subplots()
     for place, arm in enumerate(ordered):
         own = arm.estimate(data.clusters)
-        needs_search = arm.name not in plan.BASELINES
+        needs_search = arm.name not in data.study.baselines
         axes.plot([own.low, own.high], [place, place], color="#bbbbbb", linewidth=5, solid_capstyle="butt")
         axes.plot(arm.score_U, [place] * len(arm.score_U), "|", color="#666666", markersize=8)
         axes.plot(own.mean, place, "o" if needs_search else "s", color="#0072b2" if needs_search else "#d55e00")
@@ -100,7 +99,7 @@ def draw_reward(data: DataSet, trainings: Mapping[str, Sequence[tuple[float, flo
     axes = figure.subplots()
     for place, (name, points) in enumerate(trainings.items()):
         x_S, y_S = zip(*points, strict=True)
-        marker = "o" if name in plan.SEARCHES else "s"
+        marker = "o" if name in data.study.searches else "s"
         axes.plot(x_S, y_S, marker, color=COLOURS[place % len(COLOURS)], alpha=0.75, label=name, markersize=5)
     axes.set(xlabel=f"{data.reward} on the choice half of validation", ylabel=f"{data.metric} on the test")
     axes.grid(alpha=0.3)

@@ -14,11 +14,14 @@ import pandas as pd
 from scipy import stats
 
 from analysis.comparison import pipes, written
+from analysis.losses import describe
 from analysis.significance import Verdict, holm, verdict
-from tests.bench import study_plan as plan
+from search_space import LossSchedule
+from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
 from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
+from tests.bench.study_plan import CONSTANT_GRID, PLANS, Plan
 
 NAME = "study"
 OTHERS = ("rank1", "eer", "tar_at_far_1e-2", "mean_tar", "blend")
@@ -27,6 +30,11 @@ product's methods, each with the compute of eight trainings, are held against Ad
 against the best constant margin and scale that the same compute finds on a grid. A search is the unit: it is repeated
 under other seeds, and what each one found is retrained from scratch. Scores are those of identities that no search has
 seen."""
+FOR_HEADROOM = "omniglot"
+HEADROOM = """The three best of the 24 losses that were drawn at random and trained under three seeds each (72
+trainings, `fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
+RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
+multiplies its gradient, so that a comparison at one learning rate compares rates too."""
 
 
 def arms_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -45,32 +53,32 @@ def arms_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def primary(sets: Mapping[str, DataSet]) -> list[tuple[str, Contrast | None, float, Verdict]]:
-    """The four primary contrasts: data set, contrast (None while rows are lacking), corrected p, verdict."""
-    found: list[tuple[str, Contrast | None]] = []
-    for data in plan.PRIMARY_DATA:
-        arms = {arm.name: arm for arm in sets[data].arms()} if data in sets else {}
-        best = sets[data].best_search(list(arms.values())) if data in sets else None
-        for rival in plan.PRIMARY_RIVALS:
-            ready = best is not None and rival in arms and len(arms[rival].score_U) >= len(plan.SEARCH_SEEDS)
-            found.append((data, contrast(best, arms[rival], sets[data].clusters) if best and ready else None))
-    corrected = holm([1.0 if each is None else each.p for _, each in found])
+def primary(plan: Plan, sets: Mapping[str, DataSet]) -> list[tuple[str, str, Contrast | None, float, Verdict]]:
+    """The primary contrasts: data set, rival, contrast (None while rows are lacking), corrected p, verdict."""
+    found: list[tuple[str, str, Contrast | None]] = []
+    for name in plan.primary:
+        arms = {arm.name: arm for arm in sets[name].arms()} if name in sets else {}
+        best = sets[name].best_search(list(arms.values())) if name in sets else None
+        for rival in plan.rivals:
+            ready = best is not None and rival in arms and len(arms[rival].score_U) >= len(plan.search_seeds)
+            found.append((name, rival, contrast(best, arms[rival], sets[name].clusters) if best and ready else None))
+    corrected = holm([1.0 if each is None else each.p for *_, each in found])
     return [
-        (data, each, p, "not decided" if each is None else verdict(each.difference, p, LEVEL))
-        for (data, each), p in zip(found, corrected, strict=True)
+        (name, rival, each, p, "not decided" if each is None else verdict(each.difference, p, LEVEL))
+        for (name, rival, each), p in zip(found, corrected, strict=True)
     ]
 
 
-def primary_table(sets: Mapping[str, DataSet]) -> pd.DataFrame:
+def primary_table(plan: Plan, sets: Mapping[str, DataSet]) -> pd.DataFrame:
     """The primary contrasts as text."""
     lines = []
-    for (data, each, p, said), rival in zip(primary(sets), plan.PRIMARY_RIVALS * 2, strict=True):
+    for name, rival, each, p, said in primary(plan, sets):
         if each is None:
-            lines.append({"data": data, "contrast": f"best search − {rival}", "difference": "rows are lacking"})
+            lines.append({"data": name, "contrast": f"best search − {rival}", "difference": "rows are lacking"})
             continue
         lines.append(
             {
-                "data": data,
+                "data": name,
                 "contrast": f"{each.arm} − {each.rival}",
                 "difference": written(each.difference, sign="+"),
                 "p": f"{each.p:.3g}",
@@ -86,10 +94,10 @@ def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
     by_name = {arm.name: arm for arm in arms}
     lines = []
     for arm in arms:
-        if arm.name in plan.BASELINES or arm.name == plan.CONSTANT_GRID:
+        if arm.name in data.study.baselines or arm.name == CONSTANT_GRID:
             continue
         line: dict[str, object] = {"": arm.name}
-        for rival in plan.PRIMARY_RIVALS:
+        for rival in data.study.rivals:
             if rival in by_name:
                 line[f"− {rival}"] = written(contrast(arm, by_name[rival], data.clusters).difference, sign="+")
         lines.append(line)
@@ -98,7 +106,7 @@ def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
 
 def other_scores_table(data: DataSet, scores: Sequence[str] = OTHERS) -> pd.DataFrame:
     """Mean test scores that were not to be tested, with the standard error over trainings."""
-    names = [*plan.SEARCHES, *(name for name in plan.BASELINES if plan.times_of(name) == 1)]
+    names = [*data.study.searches, *(name for name in data.study.baselines if data.study.times_of(name) == 1)]
     lines = []
     for name in names:
         tests = [row["test"] for kind in ("retrain", "baseline") for row in data.of(kind, name)]
@@ -109,7 +117,7 @@ def other_scores_table(data: DataSet, scores: Sequence[str] = OTHERS) -> pd.Data
     return pd.DataFrame(lines)
 
 
-def searches_table() -> pd.DataFrame:
+def searches_table(plan: Plan) -> pd.DataFrame:
     """What was searched, as decided before."""
     lines = [
         {
@@ -118,7 +126,7 @@ def searches_table() -> pd.DataFrame:
             "settings": " ".join(search.settings).replace("|", "/") or "the method's own",
             "role": "control" if search.control else "contender",
         }
-        for name, search in plan.SEARCHES.items()
+        for name, search in plan.searches.items()
     ]
     return pd.DataFrame(lines)
 
@@ -127,7 +135,7 @@ def trainings(data: DataSet) -> dict[str, list[tuple[float, float]]]:
     """Reward on the choice half and test score of each retrain and each baseline that ended, by name."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in data.rows:
-        if row["kind"] in ("retrain", "baseline") and row["choice"] and plan.times_of(row["name"]) == 1:
+        if row["kind"] in ("retrain", "baseline") and row["choice"] and data.study.times_of(row["name"]) == 1:
             point = row["choice"][data.reward], row["test"][data.metric]
             found.setdefault(row["name"], []).append(point)
     return found
@@ -136,7 +144,7 @@ def trainings(data: DataSet) -> dict[str, list[tuple[float, float]]]:
 def promise_table(data: DataSet) -> pd.DataFrame:
     """What a search was paid for its winner, and what its retrains get on the same half and on the other one."""
     lines = []
-    for name in plan.SEARCHES:
+    for name in data.study.searches:
         searches, retrains = ([r for r in data.of(kind, name) if r["choice"]] for kind in ("search", "retrain"))
         if not searches or not retrains:
             continue
@@ -189,10 +197,11 @@ def data_sets() -> dict[str, DataSet]:
 
 def beforehand(data: DataSet) -> str:
     """What the plan's row says."""
+    plan = data.study
     seeds = (
-        f"searches under seeds {plan.SEARCH_SEEDS}, {plan.RETRAINS} retrains each, baselines under {len(plan.SEEDS)}"
+        f"searches under seeds {plan.search_seeds}, {plan.retrains} retrains each, baselines under {len(plan.seeds)}"
     )
-    rates = f"each baseline chooses among learning rates {plan.RATES} by {len(plan.RATE_SEEDS)} trainings each"
+    rates = f"each baseline chooses among learning rates {plan.rates} by {len(plan.rate_seeds)} trainings each"
     return f"Written {data.plan['date']}, commit `{data.plan['commit']}`: {seeds}; {rates}. {data.plan['statistics']}"
 
 
@@ -211,23 +220,56 @@ def about(data: DataSet) -> str:
     )
 
 
+def headroom(data: DataSet) -> pd.DataFrame:
+    """The rows of `tests/bench/headroom.py` against the rivals of the study, uncorrected."""
+    plan_row = {**data.plan, "kind": "plan"}
+    by_name = {arm.name: arm for arm in data.arms()}
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in read_rows("headroom")):
+        rows = [row for row in read_rows("headroom") if row["name"] == name]
+        arm = DataSet([plan_row, *rows]).per_seed("baseline", name)
+        if arm is not None:
+            spec = LossSchedule.model_validate(rows[0]["schedule"]).final
+            line = {
+                "": f"{name}: {describe(spec)}",
+                "trainings": len(rows),
+                "validation, choice half": f"{arm.choice:.4f}",
+                "test": written(arm.estimate(data.clusters)),
+            }
+            against = {f"− {rival}": by_name[rival] for rival in data.study.rivals if rival in by_name}
+            gains = {k: written(contrast(arm, v, data.clusters).difference, sign="+") for k, v in against.items()}
+            lines.append({**line, **gains})
+    return pd.DataFrame(lines)
+
+
 def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
     """`STUDY.md`; its pictures are drawn into a folder unless that is None."""
     parts = ["# Does searching pay?", "Written by `python -m tests.bench.study_report`; do not edit.", ASKED]
-    parts += ["## Decided before the first row", beforehand(next(iter(sets.values()))), pipes(searches_table())]
-    parts += ["## The primary contrasts", pipes(primary_table(sets))]
-    for name, data in sets.items():
-        arms = data.arms()
-        parts += [f"## {name}: {data.metric}", about(data)]
-        if not arms:
-            continue
-        parts += [pipes(arms_table(data, arms))]
-        if pictures is not None:
-            parts += _drawn(name, data, arms, pictures)
-        parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data, arms))]
-        parts += ["Other scores of the test, ± standard error over trainings:", pipes(other_scores_table(data))]
-        parts += [f"### {name}: could the reward tell?", spread(data), pipes(promise_table(data))]
+    for plan in PLANS:
+        own = {name: data for name, data in sets.items() if data.study is plan}
+        if own:
+            parts += [f"## {plan.title}", "Decided before the first row:", beforehand(next(iter(own.values())))]
+            parts += [pipes(searches_table(plan)), "### The primary contrasts", pipes(primary_table(plan, own))]
+        for name, data in own.items():
+            parts += _of_data(name, data, pictures)
+    if FOR_HEADROOM in sets and (table := headroom(sets[FOR_HEADROOM])).size:
+        parts += ["## Is there anything to find?", HEADROOM, pipes(table)]
+    if rates := rates_report():
+        parts += ["## Learning rates", RATES, rates]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_data(name: str, data: DataSet, pictures: Path | None) -> list[str]:
+    arms = data.arms()
+    parts = [f"### {name}: {data.metric}", about(data)]
+    if not arms:
+        return parts
+    parts += [pipes(arms_table(data, arms))]
+    if pictures is not None:
+        parts += _drawn(name, data, arms, pictures)
+    parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data, arms))]
+    parts += ["Other scores of the test, ± standard error over trainings:", pipes(other_scores_table(data))]
+    return [*parts, f"#### {name}: could the reward tell?", spread(data), pipes(promise_table(data))]
 
 
 def _drawn(name: str, data: DataSet, arms: Sequence[Arm], folder: Path) -> list[str]:

@@ -9,24 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lfs.budget import Clock
+from lfs.config_file import load_config
+from lfs.plan import whole_search
 from search_space import LossSchedule, catalog
-from tests.bench import study_plan as plan
-from tests.bench.study import Unit, chosen_rate, search_of, units
+from tests.bench.fidelity import thinned
+from tests.bench.study import Unit, chosen_rate, units
 from tests.bench.study_arms import DataSet, contrast
 from tests.bench.study_pictures import margin
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
 from tests.bench.study_report import page, primary
+from trainers.recipe import Recipe
+from trainers.task import LabelledImages, Task
 
-METRIC = plan.SETUPS["omniglot"].metric
+METRIC = FIRST.setups["omniglot"].metric
 STAMP = {"date": "2026-01-01", "commit": "abc", "machine": "a machine", "versions": {"torch": "2"}}
-CONTENDERS = [name for name, search in plan.SEARCHES.items() if not search.control]
+CONTENDERS = [name for name, search in FIRST.searches.items() if not search.control]
 
 
 def plan_row(data: str) -> dict[str, object]:
-    return {"data": data, "clusters": 10, "recipe": {"horizon_epochs": 6}, **STAMP, **plan.as_row(plan.SETUPS[data])}
+    return {"data": data, "clusters": 10, "recipe": {"horizon_epochs": 6}, **STAMP, **FIRST.as_row(data)}
 
 
 def scored_row(data: str, unit: Unit, test: float, choice: float, rng: np.random.Generator) -> dict[str, object]:
-    metric, reward = plan.SETUPS[data].metric, plan.SETUPS[data].reward
+    metric, reward = FIRST.setups[data].metric, FIRST.setups[data].reward
     return {
         "data": data,
         "kind": unit.kind,
@@ -37,7 +43,7 @@ def scored_row(data: str, unit: Unit, test: float, choice: float, rng: np.random
         "choice": {metric: choice, reward: choice + 0.01 * rng.standard_normal()},
         "reward": {reward: choice},
         "test": {metric: test},
-        "moves_1e5": (1e5 * 0.002 * rng.standard_normal(plan.RESAMPLES)).astype(int).tolist(),
+        "moves_1e5": (1e5 * 0.002 * rng.standard_normal(FIRST.resamples)).astype(int).tolist(),
         "images": 1000,
         "seconds": 10.0,
         "schedule": LossSchedule.constant(catalog.cosface(scale=16)).model_dump(mode="json"),
@@ -58,40 +64,39 @@ def rows_of(data: str, gains: Mapping[str, float], choices: Mapping[str, float])
                 choices.get(unit.name, 0.5),
                 rng,
             )
-            for unit in units()
+            for unit in units(FIRST)
         ),
     ]
 
 
 def test_every_row_is_made_once_and_every_search_is_retrained_twice() -> None:
-    made = Counter(unit.key for unit in units())
+    made = Counter(unit.key for unit in units(FIRST))
     assert set(made.values()) == {1}
-    for name in plan.SEARCHES:
-        seeds = [unit.seed for unit in units() if unit.kind == "retrain" and unit.name == name]
-        assert sorted(seeds) == list(plan.SEEDS)
-        assert Counter(map(search_of, seeds)) == dict.fromkeys(plan.SEARCH_SEEDS, plan.RETRAINS)
-    assert all(sum(u.kind == "baseline" and u.name == name for u in units()) == 10 for name in plan.BASELINES)
+    for name in FIRST.searches:
+        seeds = [unit.seed for unit in units(FIRST) if unit.kind == "retrain" and unit.name == name]
+        assert sorted(seeds) == list(FIRST.seeds)
+        assert Counter(map(FIRST.search_of, seeds)) == dict.fromkeys(FIRST.search_seeds, FIRST.retrains)
+    assert all(sum(u.kind == "baseline" and u.name == name for u in units(FIRST)) == 10 for name in FIRST.baselines)
 
 
 def test_a_learning_rate_is_chosen_by_validation_once_all_are_tried() -> None:
     rng = np.random.default_rng(0)
-    rates = [unit for unit in units() if unit.kind == "rate" and unit.name == plan.ADACOS]
+    rates = [unit for unit in units(FIRST) if unit.kind == "rate" and unit.name == ADACOS]
     rows = [scored_row("omniglot", u, test=1 - u.rate, choice=u.rate, rng=rng) for u in rates if u.rate is not None]
-    assert chosen_rate(rows, plan.ADACOS, METRIC) == max(plan.RATES)
-    assert chosen_rate(rows[:-1], plan.ADACOS, METRIC) is None
+    assert chosen_rate(FIRST, rows, ADACOS, METRIC) == max(FIRST.rates)
+    assert chosen_rate(FIRST, rows[:-1], ADACOS, METRIC) is None
     rows[-1]["choice"] = None  # it diverged
-    assert chosen_rate(rows, plan.ADACOS, METRIC) == plan.RATES[-2]
+    assert chosen_rate(FIRST, rows, ADACOS, METRIC) == FIRST.rates[-2]
 
 
 def test_a_clear_gain_is_found_and_an_equal_rival_is_not_beaten() -> None:
     sets = {
-        data: DataSet(rows_of(data, {"am-lfs": 0.05, plan.CONSTANT_GRID: 0.05}, {"am-lfs": 0.6}))
-        for data in plan.PRIMARY_DATA
+        data: DataSet(rows_of(data, {"am-lfs": 0.05, CONSTANT_GRID: 0.05}, {"am-lfs": 0.6})) for data in FIRST.primary
     }
-    found = {(data, each.rival): said for data, each, _, said in primary(sets) if each}
-    for data in plan.PRIMARY_DATA:
-        assert found[data, plan.ADACOS] == "better"
-        assert found[data, plan.CONSTANT_GRID] == "no significant difference"
+    found = {(data, rival): said for data, rival, each, _, said in primary(FIRST, sets) if each}
+    for data in FIRST.primary:
+        assert found[data, ADACOS] == "better"
+        assert found[data, CONSTANT_GRID] == "no significant difference"
 
 
 def test_the_best_search_is_chosen_by_validation_not_by_the_test() -> None:
@@ -104,7 +109,7 @@ def test_the_best_search_is_chosen_by_validation_not_by_the_test() -> None:
 def test_nothing_is_decided_while_a_retrain_is_lacking() -> None:
     rows = rows_of("omniglot", {}, {})
     lacking = [row for row in rows if (row["kind"], row.get("name"), row.get("seed")) != ("retrain", "am-lfs", 1010)]
-    found = primary({"omniglot": DataSet(lacking)})
+    found = primary(FIRST, {"omniglot": DataSet(lacking)})
     assert [said for *_, said in found] == ["not decided"] * 4
     assert "rows are lacking" in page({"omniglot": DataSet(lacking)})
 
@@ -136,9 +141,9 @@ def test_a_margin_is_what_a_loss_takes_off_the_cosine() -> None:
 
 def test_a_contrast_is_over_searches_not_over_their_retrains() -> None:
     arms = {arm.name: arm for arm in DataSet(rows_of("omniglot", {}, {})).arms()}
-    assert len(arms["am-lfs"].score_U) == len(plan.SEARCH_SEEDS)
-    assert len(arms[plan.ADACOS].score_U) == len(plan.SEEDS)
-    one, other = arms["am-lfs"], arms[plan.ADACOS]
+    assert len(arms["am-lfs"].score_U) == len(FIRST.search_seeds)
+    assert len(arms[ADACOS].score_U) == len(FIRST.seeds)
+    one, other = arms["am-lfs"], arms[ADACOS]
     difference = contrast(one, other, clusters=10).difference
     assert difference.mean == pytest.approx(one.score_U.mean() - other.score_U.mean())
     assert difference.low < difference.mean < difference.high
@@ -148,10 +153,34 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     covered = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        wanted = [u for u in units() if u.name in ("am-lfs", plan.ADACOS) and u.kind in ("retrain", "baseline")]
+        wanted = [u for u in units(FIRST) if u.name in ("am-lfs", ADACOS) and u.kind in ("retrain", "baseline")]
         scored = [scored_row("omniglot", u, 0.3 + 0.01 * rng.standard_normal(), 0.5, rng) for u in wanted]
         rows = [plan_row("omniglot"), *scored]
         arms = {arm.name: arm for arm in DataSet(rows).arms()}
-        found = contrast(arms["am-lfs"], arms[plan.ADACOS], clusters=10).difference
+        found = contrast(arms["am-lfs"], arms[ADACOS], clusters=10).difference
         covered += found.low < 0 < found.high
     assert 53 <= covered <= 60
+
+
+def test_classes_that_are_left_out_may_validate_and_are_no_others() -> None:
+    def part(*labels: int) -> LabelledImages:
+        label_N = np.array(labels, dtype=np.int64)
+        return LabelledImages(images=label_N.astype(np.uint8)[:, None, None, None], labels=label_N)
+
+    train = part(*(label for label in range(9) for _ in range(2)))
+    task = Task(name="", kind="drawing", digest="", train=train, reward=part(0, 1), choice=part(0, 0, 1))
+    few, more = thinned(task, 3), thinned(task, 3, spare_validate=True)
+    assert sorted({*few.train.images.ravel()}) == [0, 4, 8]
+    assert np.array_equal(few.train.images, more.train.images)
+    assert few.reward is task.reward
+    assert more.reward.labels.tolist() == [0, 1, 2, 2, 3, 3, 4, 4]
+    assert more.reward.images.ravel().tolist() == [0, 1, 1, 1, 3, 3, 6, 6]
+    assert more.choice.labels.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 4]
+    assert more.choice.images.ravel().tolist() == [0, 0, 1, 2, 2, 5, 5, 7, 7]
+
+
+def test_both_studies_name_searches_that_the_product_takes() -> None:
+    for plan in PLANS:
+        for search in plan.searches.values():
+            config = load_config(None, [*search.settings, "budget.epochs=100"], method=search.method or None)
+            assert whole_search(config, Recipe(horizon_epochs=6), Clock(), class_counts=[5] * 9).ask(1)

@@ -17,7 +17,7 @@ import pytest
 from analysis.comparison import Results
 from lfs.compare import CHANCE
 from lfs.comparison import ComparisonPlan, clusters_of, prepare
-from lfs.entrants import WINNER, ComparisonController, Entrant, Grid, controls, schedule_controls
+from lfs.entrants import WINNER, ComparisonController, Entrant, Grid, controls, own_entrants, schedule_controls
 from lfs.journal import FILE_NAME, Asked, Event, Finished, Opened, Resumed, Scored, Started, Told, read_events
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
@@ -353,6 +353,46 @@ def test_a_tuned_entrant_waits_for_its_grid_and_the_others_do_not() -> None:
     assert asking.ask(100) == []
     asking.tell(first[1], outcome(0.4))
     assert [(t.name, t.seed, t.schedule) for t in asking.ask(100)] == [("tuned", 1, COSFACE), ("tuned", 2, COSFACE)]
+
+
+def test_baselines_choose_their_learning_rates_too() -> None:
+    both = entrant("tuned", SOFTMAX, COSFACE).with_rates([0.1, 0.4])
+    plain = entrant("plain", SOFTMAX).model_copy(update={"grid": ""}).with_rates([0.1, 0.4])
+    asking = controller(both, plain)
+    grid = asking.ask(100)
+    assert [(t.name, t.schedule, t.recipe["learning_rate"]) for t in grid] == [
+        ("grid of tuned", SOFTMAX, 0.1),
+        ("grid of tuned", SOFTMAX, 0.4),
+        ("grid of tuned", COSFACE, 0.1),
+        ("grid of tuned", COSFACE, 0.4),
+        ("grid of plain", SOFTMAX, 0.1),
+        ("grid of plain", SOFTMAX, 0.4),
+    ]
+    for trial, score in zip(grid, [0.2, 0.3, 0.5, 0.4, 0.1, 0.6], strict=True):
+        asking.tell(trial, outcome(score))
+    chosen = {(t.name, t.schedule, t.recipe["learning_rate"]) for t in asking.ask(100)}
+    assert chosen == {("tuned", COSFACE, 0.1), ("plain", SOFTMAX, 0.4)}
+
+
+def test_with_learning_rates_every_baseline_has_a_grid(finished_search: tuple[Path, Result]) -> None:
+    given = {"grid": {"learning_rates": "0.1,0.3"}, "tune": False, "equal_compute": ["longer"]}
+    plan = prepare(finished_search[0], given, again=True).plan
+    baselines = [each for each in plan.entrants if each.kind == "baseline"]
+    assert {each.name for each in baselines} >= {"adacos-dynamic", "softmax", "cosface"}
+    assert all(each.grid == f"grid of {each.name}" and len(each.candidates) == 2 for each in baselines)
+    assert "learning rate the best of 0.1, 0.3 on the choice half of validation" in baselines[0].how
+    longer = next(each for each in plan.entrants if each.kind == "control")
+    assert longer.recipe_of(1) == {**longer.recipe, "learning_rate": 0.3}
+    assert not any(each.tuned for each in plan.entrants if each.kind in ("winner", "recommended"))
+
+
+def test_searches_retrain_each_find_at_its_own_learning_rate() -> None:
+    winners = [
+        Trial(number=0, schedule=schedule, seed=1, epochs=2, recipe={"learning_rate": rate})
+        for schedule, rate in ((SOFTMAX, 0.1), (COSFACE, 0.3))
+    ]
+    asking = controller(*own_entrants(winners, [None, None]))
+    assert [(t.schedule, t.recipe["learning_rate"]) for t in asking.ask(100)] == [(SOFTMAX, 0.1), (COSFACE, 0.3)]
 
 
 def test_the_best_of_a_pool_stands_for_a_control_and_alone_is_kept() -> None:

@@ -58,7 +58,7 @@ def nearness(spec: LossSpec) -> float:
 def best_of(sampler: Evolution, trials: int) -> float:
     rewards = []
     for number in range(trials):
-        rewards.append(nearness(sampler.propose(number).final))
+        rewards.append(nearness(sampler.propose(number).schedule.final))
         sampler.learn(number, outcome(rewards[-1]), epochs=1)
     return max(rewards)
 
@@ -78,7 +78,7 @@ def scripted(seed: int, seeds: Seeds) -> list[str]:
     """Digests of what is proposed with three candidates out, told out of order, one of four failing."""
     sampler, digests, out = evolution(seed, seeds=seeds), list[str](), list[int]()
     for number in range(18):
-        digests.append(sampler.propose(number).final.digest())
+        digests.append(sampler.propose(number).schedule.final.digest())
         out.append(number)
         if len(out) == 3:
             told = out.pop(number % 3)
@@ -107,7 +107,7 @@ def test_the_same_seed_and_order_propose_the_same_in_another_process(seeds: Seed
 def test_what_is_proposed_is_new_learns_and_passes_the_filter(seeds: Seeds) -> None:
     sampler, found = evolution(seeds=seeds, crossover=1.0), []
     for number in range(20):
-        spec = sampler.propose(number).final
+        spec = sampler.propose(number).schedule.final
         sampler.learn(number, outcome(nearness(spec)), epochs=1)
         found.append(examine(spec, num_classes=3, class_counts=COUNTS))
         assert simplify(target(spec)) == target(spec)
@@ -121,7 +121,7 @@ def test_what_is_proposed_is_new_learns_and_passes_the_filter(seeds: Seeds) -> N
 def test_a_search_in_which_all_fail_goes_on_without_a_population() -> None:
     sampler, digests = evolution(population=3), set()
     for number in range(12):
-        digests.add(sampler.propose(number).final.digest())
+        digests.add(sampler.propose(number).schedule.final.digest())
         sampler.learn(number, FAILED, epochs=1)
     assert len(digests) == 12
     assert sampler.summary()["population"] == 0
@@ -130,7 +130,7 @@ def test_a_search_in_which_all_fail_goes_on_without_a_population() -> None:
 
 def test_candidates_are_there_before_any_is_learnt_from() -> None:
     sampler = evolution(population=3)
-    digests = {sampler.propose(number).final.digest() for number in range(8)}
+    digests = {sampler.propose(number).schedule.final.digest() for number in range(8)}
     assert len(digests) == 8
     sampler.learn(5, outcome(0.5), epochs=1)
     assert sampler.summary()["population"] == 1
@@ -138,7 +138,7 @@ def test_candidates_are_there_before_any_is_learnt_from() -> None:
 
 def test_the_catalog_comes_first_and_its_formulas_are_simple_already() -> None:
     sampler = evolution(population=len(CATALOG), seeds="catalog")
-    proposed = [sampler.propose(number).final for number in range(len(CATALOG))]
+    proposed = [sampler.propose(number).schedule.final for number in range(len(CATALOG))]
     assert proposed == [genome.spec() for genome in CATALOG]
     assert all(simplify(formula) == formula for genome in CATALOG for formula in (genome.f, genome.n))
 
@@ -170,7 +170,7 @@ def test_the_winner_of_the_tournament_has_the_child() -> None:
         sampler.propose(number)
         sampler.learn(number, outcome(float(number == favourite)), epochs=1)
     for number in range(len(CATALOG), len(CATALOG) + 5):
-        assert is_mutant(sampler.propose(number).final, CATALOG[favourite])
+        assert is_mutant(sampler.propose(number).schedule.final, CATALOG[favourite])
 
 
 def test_a_candidate_that_a_rung_promoted_wins_over_higher_rewards_of_the_rung_below() -> None:
@@ -180,7 +180,7 @@ def test_a_candidate_that_a_rung_promoted_wins_over_higher_rewards_of_the_rung_b
         sampler.learn(number, outcome(0.9), epochs=1)
     promoted = 4  # no other has its formula of the negatives
     sampler.learn(promoted, outcome(0.2), epochs=3)
-    assert is_mutant(sampler.propose(len(CATALOG)).final, CATALOG[promoted])
+    assert is_mutant(sampler.propose(len(CATALOG)).schedule.final, CATALOG[promoted])
 
 
 def test_a_loss_that_cannot_tell_classes_apart_does_not_learn() -> None:

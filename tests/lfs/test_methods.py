@@ -13,7 +13,7 @@ from lfs.controller import Controller
 from lfs.executor import SerialExecutor
 from lfs.journal import Finished, Journal
 from lfs.methods import METHODS
-from lfs.plan import make_controller, make_search, most_at_once, planned_epochs
+from lfs.plan import lockstep_room, make_controller, make_search, most_at_once, planned_epochs
 from lfs.preflight import Preflight
 from lfs.search import replay, search
 from lfs.winner import best_at_horizon
@@ -104,6 +104,36 @@ def test_an_unknown_method_is_named_with_those_that_are_known(name: str, hint: s
     with pytest.raises(ConfigError) as raised:
         load_config(None, method=name)
     assert f"unknown method '{name}'; {hint}" in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["tpe", "cmaes", "gp", "qmc", "nsga2", "bohb"])
+def test_a_candidate_may_have_a_learning_rate_of_its_own(method: str) -> None:
+    settings = ["search.learning_rate=[0.05, 0.8]", "search.candidates=9"]
+    search = make_search(load_config(None, settings, method=method), Recipe(horizon_epochs=8), COUNTS)
+    asked = drive(search, 2, random.Random(0))
+    rates = [float(trial.recipe["learning_rate"]) for trial in asked]
+    assert all(0.05 <= rate <= 0.8 for rate in rates)
+    assert len(set(rates)) == sum(trial.parent is None for trial in asked) >= 9
+    for trial in asked:
+        if trial.parent is not None:
+            assert trial.recipe == asked[trial.parent].recipe
+
+
+def test_rates_that_make_no_interval_or_have_no_space_beside_them_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^search.learning_rate: must be \[low, high\] with 0 < low < high <= 100"):
+        load_config(None, ["search.learning_rate=[0.8, 0.1]"], method="tpe")
+    with pytest.raises(ConfigError, match="sampler 'evolution' has none; leave it out"):
+        load_config(None, ["search.learning_rate=[0.1, 0.8]"], method="evolution")
+
+
+def test_a_wrong_value_is_named_though_a_method_and_a_key_have_the_same_name() -> None:
+    with pytest.raises(ConfigError, match=r"^search.candidates: must be at least 1, but got 0$"):
+        load_config(None, ["search.candidates=0"], method="tpe")
+
+
+def test_candidates_with_rates_of_their_own_share_no_batches() -> None:
+    assert lockstep_room(load_config(None, method="qmc"), workers=1) > 1
+    assert lockstep_room(load_config(None, ["search.learning_rate=[0.1, 0.8]"], method="qmc"), workers=1) == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def late_losses(sampler: Sampler, trials: int, noise: float, seed: int) -> float
     """The mean true loss of the last ten candidates, after noisy rewards."""
     rng, seen = np.random.default_rng(seed), []
     for number in range(trials):
-        schedule = sampler.propose(number)
+        schedule = sampler.propose(number).schedule
         reward = -loss_of(schedule) + noise * rng.standard_normal()
         sampler.learn(number, Outcome(reward=float(reward), seconds=1.0, images=1), epochs=1)
         seen.append(loss_of(schedule))
@@ -74,7 +74,7 @@ def test_nsga2_spreads_along_the_trade_off() -> None:
     sampler = OptunaSampler(trajectories(SPACE), kind="nsga2", seed=0, population=10, objectives=two)
     late = []
     for number in range(120):
-        schedule = sampler.propose(number)
+        schedule = sampler.propose(number).schedule
         margin = schedule.final.margin
         assert isinstance(margin, ConstantMargin)
         sampler.learn(
@@ -91,7 +91,7 @@ def test_nsga2_inherits_parameters_that_depend_on_choices() -> None:
     sampler = OptunaSampler(trajectories(Unified()), kind="nsga2", seed=0, population=10)
     m2_P = []
     for number in range(120):
-        margin = sampler.propose(number).final.margin
+        margin = sampler.propose(number).schedule.final.margin
         m2_P.append(margin.m2_rad if isinstance(margin, ConstantMargin) else np.nan)
         reward = float(np.nan_to_num(m2_P[-1], nan=-1.0))
         sampler.learn(number, Outcome(reward=reward, seconds=1.0, images=1), epochs=1)
@@ -103,7 +103,7 @@ def test_rewards_of_different_depths_are_never_compared() -> None:
     sampler = OptunaSampler(trajectories(SPACE), kind="tpe", seed=0, startup=5)
     late = []
     for number in range(60):
-        schedule = sampler.propose(number)
+        schedule = sampler.propose(number).schedule
         margin = schedule.final.margin
         assert isinstance(margin, ConstantMargin)
         shallow = Outcome(reward=0.1 - 0.1 * margin.m2_rad, seconds=1.0, images=1)

@@ -18,7 +18,7 @@ from lfs.optuna_sampler import Kind, OptunaSampler
 from lfs.population import PopulationTraining
 from lfs.proposers import Proposer, RandomRounds, Reinforce, Released, start_of
 from lfs.rounds import RoundSearch
-from lfs.samplers import UniformSampler
+from lfs.samplers import Candidates, UniformSampler
 from lfs.trial import Trial
 from search_space import CombinedMargin, LossSchedule, ModulatingFactor, Space, Unified, catalog
 from search_space.trajectories import Trajectories
@@ -26,6 +26,7 @@ from trainers.outcome import Outcome
 
 HORIZON_EPOCHS = 5
 WARMUP_EPOCHS = 2
+RATES = 0.05, 0.8
 WIDE = CombinedMargin(m1=(1, 1.5), scale=(8, 64))
 """All four parameters are free."""
 
@@ -144,8 +145,8 @@ def make_learned_sigma(seed: int = 0) -> Controller:
     return rounds(proposer, WIDE, seed=seed)
 
 
-def trajectories(space: Space = WIDE, knots: int = 1) -> Trajectories:
-    return Trajectories(space, knots=knots, epochs=HORIZON_EPOCHS)
+def trajectories(space: Space = WIDE, knots: int = 1, rates: tuple[float, float] | None = None) -> Candidates:
+    return Candidates(Trajectories(space, knots=knots, epochs=HORIZON_EPOCHS), learning_rate=rates)
 
 
 def make_uniform(seed: int = 0) -> Controller:
@@ -160,14 +161,14 @@ def make_tpe_trajectories(seed: int = 0) -> Controller:
 
 def make_optuna(kind: Kind, space: Space) -> Callable[[int], Controller]:
     def make(seed: int = 0) -> Controller:
-        sampler = OptunaSampler(trajectories(space), kind=kind, seed=seed, startup=3, population=4)
+        sampler = OptunaSampler(trajectories(space, rates=RATES), kind=kind, seed=seed, startup=3, population=4)
         return Independent(sampler, trials=12, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
     return make
 
 
 def make_halving(seed: int = 0) -> Controller:
-    sampler = UniformSampler(trajectories(), seed=seed)
+    sampler = UniformSampler(trajectories(rates=RATES), seed=seed)
     return Halving(sampler, brackets=[(1, 16)], eta=2, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
 
