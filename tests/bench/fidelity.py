@@ -63,8 +63,8 @@ def candidates() -> Iterator[LossSpec]:
         yield space.decode({name: domain.from_unit(float(place)) for (name, domain), place in places})
 
 
-def thinned(task: Task, classes: int = CLASSES, *, spare_validate: bool = False) -> Task:
-    """The task with so many of its training classes, evenly taken from their list; the others may validate."""
+def thinned(task: Task, classes: int = CLASSES, *, spare_validate: int = 0) -> Task:
+    """The task with so many of its training classes, evenly taken from their list; of the others some may validate."""
     kept = np.unique(np.linspace(0, task.train.classes - 1, classes).round().astype(np.int64))
     of_class = np.full(task.train.classes, -1)
     of_class[kept] = np.arange(len(kept))
@@ -72,7 +72,8 @@ def thinned(task: Task, classes: int = CLASSES, *, spare_validate: bool = False)
     few = replace(task, train=LabelledImages(images=task.train.images[label_N >= 0], labels=label_N[label_N >= 0]))
     if not spare_validate:
         return few
-    spare = np.flatnonzero(of_class < 0)
+    left_out = np.flatnonzero(of_class < 0)
+    spare = left_out[np.linspace(0, len(left_out) - 1, spare_validate).round().astype(np.int64)]
     halves = (_joined(task.reward, task.train, spare[::2]), _joined(task.choice, task.train, spare[1::2]))
     return replace(few, reward=halves[0], choice=halves[1])
 
