@@ -38,6 +38,16 @@ LOSSES: Mapping[str, LossSpec] = {
 }
 
 
+def means(data: str) -> dict[tuple[str, float], float]:
+    """The mean blend on the choice half, by loss and rate."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in read_rows(NAME):
+        if row["data"] == data:
+            score = row["choice"]["blend"] if row["choice"] else 0.0
+            found.setdefault((row["name"], row["rate"]), []).append(score)
+    return {key: float(np.mean(scores)) for key, scores in found.items()}
+
+
 def report() -> str:
     """A table a data set: the mean blend on the choice half, ± standard error over seeds, by loss and rate."""
     parts = []
@@ -53,6 +63,8 @@ def report() -> str:
                 if len(scores) > 1:
                     error = np.std(scores, ddof=1) / len(scores) ** 0.5
                     cells.setdefault(name, {})[f"rate {rate:g}"] = f"{np.mean(scores):.4f} ± {error:.4f}"
+        if not cells:
+            continue
         frame = pd.DataFrame([{"": name, **row} for name, row in cells.items()]).fillna("–")
         parts += [f"{data}: blend on the choice half", pipes(frame)]
     return "\n\n".join(parts)

@@ -17,11 +17,12 @@ from analysis.comparison import pipes, written
 from analysis.losses import describe
 from analysis.significance import Verdict, holm, verdict
 from search_space import LossSchedule
+from tests.bench.rates import means as rates_of
 from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
 from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
-from tests.bench.study_plan import CONSTANT_GRID, PLANS, Plan
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, PLANS, SOFTMAX, Plan
 
 NAME = "study"
 OTHERS = ("rank1", "eer", "tar_at_far_1e-2", "mean_tar", "blend")
@@ -30,7 +31,7 @@ product's methods, each with the compute of eight trainings, are held against Ad
 against the best constant margin and scale that the same compute finds on a grid. A search is the unit: it is repeated
 under other seeds, and what each one found is retrained from scratch. Scores are those of identities that no search has
 seen."""
-FOR_HEADROOM = "omniglot"
+FOR_HEADROOM, ADACOS_IN_RATES = "omniglot", "AdaCos"
 HEADROOM = """The three best of the 24 losses that were drawn at random and trained under three seeds each (72
 trainings, `fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
 RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
@@ -167,8 +168,11 @@ def promise_table(data: DataSet) -> pd.DataFrame:
 
 
 def spread(data: DataSet) -> str:
-    """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms."""
-    points = {name: each for name, each in trainings(data).items() if len(each) >= 3}
+    """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms: of the searches that
+    are no controls, AdaCos and softmax."""
+    controls = {name for name, search in data.study.searches.items() if search.control}
+    others = {name for name in data.study.baselines if name not in (ADACOS, SOFTMAX)}
+    points = {name: each for name, each in trainings(data).items() if len(each) >= 3 and name not in controls | others}
     if len(points) < 3:
         return "Too few trainings are there to tell arms from seeds."
     tests = {name: np.array(each)[:, 1] for name, each in points.items()}
@@ -179,8 +183,8 @@ def spread(data: DataSet) -> str:
     centred = np.concatenate([np.array(each) - np.mean(each, axis=0) for each in points.values()])
     of_means = stats.spearmanr([np.mean(each, axis=0)[0] for each in points.values()], means)
     return (
-        f"Of {len(points)} arms with three trainings or more, the mean test scores have a standard deviation of "
-        f"{means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm differs from "
+        f"Of {len(points)} arms (searches without the controls, AdaCos, softmax) the mean test scores have a standard "
+        f"deviation of {means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm differs from "
         f"the next by {within:.4f} (standard deviation within arms). The rank correlation of {data.reward} on the "
         f"choice half with {data.metric} on the test is {stats.spearmanr(flat[:, 0], flat[:, 1]).statistic:.2f} over "
         f"all {len(flat)} trainings, {stats.spearmanr(centred[:, 0], centred[:, 1]).statistic:.2f} within arms, "
@@ -242,9 +246,61 @@ def headroom(data: DataSet) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def lessons(sets: Mapping[str, DataSet]) -> list[str]:
+    """What kept searches from paying, as far as the rows tell."""
+    found = [said for data in sets if (said := _rate_lesson(data))]
+    if FOR_HEADROOM in sets and (said := _identity_lesson(sets[FOR_HEADROOM])):
+        found.append(said)
+    return found + [said for data in sets.values() if (said := _fallen(data))]
+
+
+def _rate_lesson(data: str) -> str | None:
+    blend = rates_of(data)
+    if not all((ADACOS_IN_RATES, rate) in blend for rate in (0.1, 0.2)):
+        return None
+    at = [blend[loss, rate] for loss, rate in blend if rate == 0.2]
+    gain = blend[ADACOS_IN_RATES, 0.2] - blend[ADACOS_IN_RATES, 0.1]
+    span = f"{max(at) - min(at):.4f}"
+    return (
+        f"On {data} a learning rate of .2 in place of .1 is worth {gain:+.4f} of the blend on validation to AdaCos, "
+        f"while the {len(at)} losses that were tried at .2 span {span}. In the first study AdaCos chose "
+        "its rate, and searches kept .1."
+    )
+
+
+def _identity_lesson(data: DataSet) -> str | None:
+    rival, rows = next((arm for arm in data.arms() if arm.name == ADACOS), None), read_rows("headroom")
+    if rival is None or not rows:
+        return None
+    validated = float(np.mean([row["choice"][data.metric] for row in rows])) - rival.choice
+    tested = float(np.mean([row["test"][data.metric] for row in rows])) - float(rival.score_U.mean())
+    losses = len({row["name"] for row in rows})
+    return (
+        f"The {losses} losses under 'Is there anything to find?' were the best of 24 on the validation identities of "
+        f"{data.name}. Under ten new seeds they are still {validated:+.4f} better there than AdaCos, and on the test "
+        f"identities {tested:+.4f}. What misleads is less the luck of the seeds than that of the identities: those of "
+        "six alphabets say little of ten others."
+    )
+
+
+def _fallen(data: DataSet) -> str | None:
+    rows = data.of("baseline", ADACOS)
+    test_S = np.array([row["test"][data.metric] for row in rows])
+    stands_S = test_S >= test_S.mean() / 2 if rows else test_S
+    if stands_S.all():
+        return None
+    rate = rows[0]["changes"]["learning_rate"]
+    return (
+        f"On {data.name} {ADACOS} chose a learning rate of {rate:g} by two trainings, and failed in "
+        f"{int((~stands_S).sum())} of {len(rows)}; the mean of the others is {test_S[stands_S].mean():.4f}."
+    )
+
+
 def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
     """`STUDY.md`; its pictures are drawn into a folder unless that is None."""
     parts = ["# Does searching pay?", "Written by `python -m tests.bench.study_report`; do not edit.", ASKED]
+    if said := lessons(sets):
+        parts += ["## What did not work, and why", "\n".join(f"- {each}" for each in said)]
     for plan in PLANS:
         own = {name: data for name, data in sets.items() if data.study is plan}
         if own:
