@@ -184,8 +184,8 @@ def spread(data: DataSet) -> str:
     of_means = stats.spearmanr([np.mean(each, axis=0)[0] for each in points.values()], means)
     return (
         f"Of {len(points)} arms (searches without the controls, AdaCos, softmax) the mean test scores have a standard "
-        f"deviation of {means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm differs from "
-        f"the next by {within:.4f} (standard deviation within arms). The rank correlation of {data.reward} on the "
+        f"deviation of {means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm "
+        f"differs from the next by {within:.4f} (standard deviation within arms). The rank correlation of {data.reward} on the "
         f"choice half with {data.metric} on the test is {stats.spearmanr(flat[:, 0], flat[:, 1]).statistic:.2f} over "
         f"all {len(flat)} trainings, {stats.spearmanr(centred[:, 0], centred[:, 1]).statistic:.2f} within arms, "
         f"{of_means.statistic:.2f} between the means of arms."
