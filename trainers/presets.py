@@ -17,8 +17,7 @@ def recipe_defaults(kind: Kind, *, embedded: bool) -> dict[str, object]:
     embedded glyphs take a network and a horizon that one core trains in ten seconds
     (`tests/bench/glyph_hardness.py` shows that they still rank losses). On drawings the blend told better than TAR@1e-3
     which loss has the better TAR@1e-3 on other identities (`tests/bench/fidelity.py`). At a learning rate of
-    .2 seven losses of scales up to 32 did better than at .1: all of them on omniglot, on lfw112 on the average
-    (`tests/bench/rates.py`).
+    .2 seven losses of scales up to 32 did better on the average than at .1, AdaCos most (`tests/bench/rates.py`).
     """
     if embedded:
         return {"horizon_epochs": 8, "width": 16, "reward": "tar_at_far_1e-3", "augmentation": {"flip": False}}

@@ -181,14 +181,14 @@ def spread(data: DataSet) -> str:
     luck = float(np.sqrt(np.mean([test_S.var(ddof=1) / len(test_S) for test_S in tests.values()])))
     flat = np.concatenate([np.array(each) for each in points.values()])
     centred = np.concatenate([np.array(each) - np.mean(each, axis=0) for each in points.values()])
-    of_means = stats.spearmanr([np.mean(each, axis=0)[0] for each in points.values()], means)
+    of_means = stats.spearmanr([np.mean(each, axis=0)[0] for each in points.values()], means).statistic
+    overall, inside = (stats.spearmanr(each[:, 0], each[:, 1]).statistic for each in (flat, centred))
     return (
         f"Of {len(points)} arms (searches without the controls, AdaCos, softmax) the mean test scores have a standard "
         f"deviation of {means.std(ddof=1):.4f}; luck of the seeds alone would give {luck:.4f}. One training of an arm "
-        f"differs from the next by {within:.4f} (standard deviation within arms). The rank correlation of {data.reward} on the "
-        f"choice half with {data.metric} on the test is {stats.spearmanr(flat[:, 0], flat[:, 1]).statistic:.2f} over "
-        f"all {len(flat)} trainings, {stats.spearmanr(centred[:, 0], centred[:, 1]).statistic:.2f} within arms, "
-        f"{of_means.statistic:.2f} between the means of arms."
+        f"differs from the next by {within:.4f} (standard deviation within arms). The rank correlation of "
+        f"{data.reward} on the choice half with {data.metric} on the test is {overall:.2f} over all {len(flat)} "
+        f"trainings, {inside:.2f} within arms, {of_means:.2f} between the means of arms."
     )
 
 
