@@ -22,7 +22,7 @@ from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
 from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
-from tests.bench.study_plan import ADACOS, CONSTANT_GRID, PLANS, SOFTMAX, Plan
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan
 
 NAME = "study"
 OTHERS = ("rank1", "eer", "tar_at_far_1e-2", "mean_tar", "blend")
@@ -251,7 +251,32 @@ def lessons(sets: Mapping[str, DataSet]) -> list[str]:
     found = [said for data in sets if (said := _rate_lesson(data))]
     if FOR_HEADROOM in sets and (said := _identity_lesson(sets[FOR_HEADROOM])):
         found.append(said)
+    found += [said for data in sets.values() for said in _controls(data)]
     return found + [said for data in sets.values() if (said := _fallen(data))]
+
+
+QUESTIONS = {
+    SHUFFLED: "Does the order in which Search-Softmax's losses came matter? Shuffled",
+    LAST: "Or would the last of them do? It alone",
+    "selection alone": "What is selection worth? Rounds under one constant CosFace, retrained",
+    "search-softmax, constant rate": "Is a reward after one epoch under a falling learning rate myopic? At a held rate",
+    "search-softmax, cool-down": "With each reward after an epoch of cool-down",
+    "search-softmax as released": "What do the published code's choices cost? μ that cannot move, its sign inverted",
+    "search-softmax, reward from the test": "And its reward from the test",
+}
+"""What a control of Search-Softmax asks, and what was done."""
+
+
+def _controls(data: DataSet) -> list[str]:
+    arms = {arm.name: arm for arm in data.arms()}
+    plain = arms.get(SEARCH_SOFTMAX)
+    said = []
+    for name, question in QUESTIONS.items() if plain else ():
+        if name in arms and plain:
+            against = written(contrast(arms[name], plain, data.clusters).difference, sign="+")
+            choice = f"{arms[name].choice - plain.choice:+.4f} on validation".replace("-", "−")
+            said.append(f"{question}: {against} on the test of {data.name} against Search-Softmax, {choice}.")
+    return said
 
 
 def _rate_lesson(data: str) -> str | None:
