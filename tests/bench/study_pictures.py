@@ -42,8 +42,10 @@ def searched(data: DataSet) -> dict[str, list[LossSchedule]]:
 
 
 def draw_arms(data: DataSet, arms: Sequence[Arm], to: Path) -> None:
-    """Test scores with intervals, and those of each unit."""
-    ordered = sorted(arms, key=lambda arm: float(arm.score_U.mean()))
+    """Test scores with intervals, and those of each unit; arms below half the median are named, not drawn."""
+    middle = float(np.median([arm.score_U.mean() for arm in arms])) / 2
+    far = [f"{arm.name} ({arm.score_U.mean():.3f})" for arm in arms if arm.score_U.mean() < middle]
+    ordered = sorted((a for a in arms if a.score_U.mean() >= middle), key=lambda arm: float(arm.score_U.mean()))
     figure = Figure(figsize=(9, 1 + 0.3 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     for place, arm in enumerate(ordered):
@@ -53,8 +55,9 @@ def draw_arms(data: DataSet, arms: Sequence[Arm], to: Path) -> None:
         axes.plot(arm.score_U, [place] * len(arm.score_U), "|", color="#666666", markersize=8)
         axes.plot(own.mean, place, "o" if needs_search else "s", color="#0072b2" if needs_search else "#d55e00")
     axes.set_yticks(range(len(ordered)), [f"{arm.name} ({len(arm.score_U)})" for arm in ordered])
-    axes.set_xlabel(f"{data.metric} on the sealed test identities: mean, 95 % interval, units")
-    axes.set_title("found by a search: blue discs; needs none: red squares", fontsize=10)
+    axes.set_xlabel(f"{data.metric} on the sealed test: mean, 95 % interval, units")
+    left_out = f"\nfar below, not drawn: {', '.join(far)}" if far else ""
+    axes.set_title(f"found by a search: blue discs; needs none: red squares{left_out}", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(to, dpi=110)
 

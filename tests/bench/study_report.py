@@ -133,10 +133,12 @@ def searches_table(plan: Plan) -> pd.DataFrame:
 
 
 def trainings(data: DataSet) -> dict[str, list[tuple[float, float]]]:
-    """Reward on the choice half and test score of each retrain and each baseline that ended, by name."""
+    """Reward on the choice half and test score of each training that ended, by name: retrains of the searches that are
+    no controls, AdaCos and softmax."""
+    names = {ADACOS, SOFTMAX, *(name for name, search in data.study.searches.items() if not search.control)}
     found: dict[str, list[tuple[float, float]]] = {}
     for row in data.rows:
-        if row["kind"] in ("retrain", "baseline") and row["choice"] and data.study.times_of(row["name"]) == 1:
+        if row["kind"] in ("retrain", "baseline") and row["choice"] and row["name"] in names:
             point = row["choice"][data.reward], row["test"][data.metric]
             found.setdefault(row["name"], []).append(point)
     return found
@@ -168,11 +170,8 @@ def promise_table(data: DataSet) -> pd.DataFrame:
 
 
 def spread(data: DataSet) -> str:
-    """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms: of the searches that
-    are no controls, AdaCos and softmax."""
-    controls = {name for name, search in data.study.searches.items() if search.control}
-    others = {name for name in data.study.baselines if name not in (ADACOS, SOFTMAX)}
-    points = {name: each for name, each in trainings(data).items() if len(each) >= 3 and name not in controls | others}
+    """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms."""
+    points = {name: each for name, each in trainings(data).items() if len(each) >= 3}
     if len(points) < 3:
         return "Too few trainings are there to tell arms from seeds."
     tests = {name: np.array(each)[:, 1] for name, each in points.items()}
