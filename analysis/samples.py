@@ -7,8 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from analysis.ledger import Ledger
 from analysis.losses import describe
-from lfs.samplers import RATE
-from lfs.trial import Trial
+from lfs.trial import RATE, Trial
 from search_space import parts
 from search_space.domains import Domain, Parameter, Space
 from search_space.spaces import AnySpace

@@ -10,9 +10,9 @@ import pandas as pd
 
 from analysis.ledger import Ledger
 from analysis.losses import describe, describe_recipe, parameters
-from lfs.finals import finals_of as scores_in_finals
 from lfs.journal import Event
 from lfs.trial import Trial
+from lfs.trial import finals_of as scores_in_finals
 
 SCORES = (
     "tar_at_far_1e-1",

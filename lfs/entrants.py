@@ -12,8 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from lfs.config import HYPER_PARAMETER_FREE, NamedLoss
-from lfs.samplers import RATE
-from lfs.trial import Scalar, Trial
+from lfs.trial import RATE, Scalar, Trial
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
 from search_space.schedule import LossSchedule

@@ -14,9 +14,6 @@ from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.outcome import Outcome
 
-FAILED = 0.0
-"""What a training of a finalist that failed counts as: no score lies below."""
-
 
 class Finals:
     """A search, and then `seeds` further trainings, from scratch, of each of its best `candidates`.
@@ -98,16 +95,3 @@ class Finals:
     def constant(self) -> LossSpec | None:
         """The search's recommendation."""
         return self._inner.constant()
-
-
-def finals_of(
-    trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome], score: Callable[[Outcome], float]
-) -> dict[int, list[float]]:
-    """The scores of each finalist, that of the trial itself first; empty where no final has ended."""
-    finals: dict[int, list[float]] = {}
-    for number, outcome in sorted(outcomes.items()):
-        original = trials[number].repeats
-        if original is not None:
-            scores = finals.setdefault(original, [score(outcomes[original])])
-            scores.append(FAILED if outcome.error is not None else score(outcome))
-    return finals

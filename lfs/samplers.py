@@ -11,15 +11,12 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from pydantic import field_validator
 
-from lfs.trial import Scalar
+from lfs.trial import RATE, Scalar
 from search_space.domains import Domain, Parameter, Values, walk
 from search_space.frozen import FrozenModel
 from search_space.schedule import LossSchedule
 from search_space.trajectories import Trajectories
 from trainers.outcome import Outcome
-
-RATE = "learning_rate"
-"""What a candidate's own learning rate is called, among parameters and in a recipe."""
 
 INTERVALS_ONLY: Mapping[str, str] = {
     "cmaes": "adapts a covariance over intervals",

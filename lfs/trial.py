@@ -1,12 +1,19 @@
-"""`Trial`: one question that a controller asks."""
+"""`Trial`: one question that a controller asks; and how the finals of a search stand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from search_space.schedule import LossSchedule
+from trainers.outcome import Outcome
 
 Scalar = str | int | float | bool
+
+RATE = "learning_rate"
+"""What a candidate's own learning rate is called, among parameters and in a recipe."""
+
+FAILED = 0.0
+"""What a training of a finalist that failed counts as: no score lies below."""
 
 Role = Literal["search", "final", "baseline"]
 
@@ -52,3 +59,16 @@ class Trial:
         """How many epochs it trains beyond its parent, which is among `trials`, a branch that cools down included."""
         before = 0 if self.parent is None else trials[self.parent].epochs
         return self.epochs - before + self.cooldown_epochs
+
+
+def finals_of(
+    trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome], score: Callable[[Outcome], float]
+) -> dict[int, list[float]]:
+    """The scores of each finalist, that of the trial itself first; empty where no final has ended."""
+    finals: dict[int, list[float]] = {}
+    for number, outcome in sorted(outcomes.items()):
+        original = trials[number].repeats
+        if original is not None:
+            scores = finals.setdefault(original, [score(outcomes[original])])
+            scores.append(FAILED if outcome.error is not None else score(outcome))
+    return finals

@@ -5,10 +5,9 @@ from statistics import fmean
 
 from pydantic import JsonValue
 
-from lfs.finals import finals_of
 from lfs.journal import Asked, Event, Finished, JournalError, Started
 from lfs.search import Choose
-from lfs.trial import Trial
+from lfs.trial import Trial, finals_of
 from trainers.evaluation import reward_of
 from trainers.outcome import Outcome
 from trainers.recipe import Recipe

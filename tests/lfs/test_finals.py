@@ -12,12 +12,12 @@ from lfs.candidates import Independent
 from lfs.checkpoints import CheckpointStore
 from lfs.config_file import ConfigError, load_config
 from lfs.executor import SerialExecutor
-from lfs.finals import Finals, finals_of
+from lfs.finals import Finals
 from lfs.journal import Asked, Journal, Told
 from lfs.plan import make_controller, planned_epochs, whole_search
 from lfs.samplers import UniformSampler
 from lfs.search import search
-from lfs.trial import Trial
+from lfs.trial import Trial, finals_of
 from lfs.winner import best_at_horizon
 from search_space import LossSchedule, catalog
 from tests.lfs.test_controllers import drive
