@@ -250,8 +250,21 @@ def lessons(sets: Mapping[str, DataSet]) -> list[str]:
     found = [said for data in sets if (said := _rate_lesson(data))]
     if FOR_HEADROOM in sets and (said := _identity_lesson(sets[FOR_HEADROOM])):
         found.append(said)
-    found += [said for data in sets.values() for said in _controls(data)]
+    found += [said for data in sets.values() for said in (*_longer(data), *_controls(data))]
     return found + [said for data in sets.values() if (said := _fallen(data))]
+
+
+def _longer(data: DataSet) -> list[str]:
+    """The compute of a search, spent on longer training."""
+    arms = {arm.name: arm for arm in data.arms()}
+    best, said = data.best_search(list(arms.values())), []
+    for name, baseline in data.study.baselines.items():
+        if baseline.times > 1 and name in arms and best is not None:
+            gain = written(contrast(arms[name], best, data.clusters).difference, sign="+")
+            said.append(
+                f"The same compute as longer training, against the best search on {data.name}: {name} − {best.name} {gain}."
+            )
+    return said
 
 
 QUESTIONS = {
