@@ -262,7 +262,8 @@ def _longer(data: DataSet) -> list[str]:
         if baseline.times > 1 and name in arms and best is not None:
             gain = written(contrast(arms[name], best, data.clusters).difference, sign="+")
             said.append(
-                f"The same compute as longer training, against the best search on {data.name}: {name} − {best.name} {gain}."
+                "The same compute as longer training, against the best search on "
+                f"{data.name}: {name} − {best.name} {gain}."
             )
     return said
 
