@@ -44,9 +44,9 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def trials_table(events: Iterable[Event]) -> pd.DataFrame:
     """One row a trial, by number.
 
-    `state` is told, failed, rejected (before training) or running (asked but not told); `preflight` is what the pre-
-    flight filter said of it. `reward` is the score on the reward half of the validation identities, `choice` the same
-    score on the choice half. `images` and `seconds` are the trial's own, `lineage_*` include the trials that it
+    `state` is told, failed, rejected (before training) or running (asked but not told); `preflight` is what the
+    pre-flight filter said of it. `reward` is the score on the reward half of the validation identities, `choice` the
+    same score on the choice half. `images` and `seconds` are the trial's own, `lineage_*` include the trials that it
     continues; `search_images` counts what the search's own trials and finals had seen when this one was told. A final
     `repeats` a trial under another seed. `loss` and `digest` name the last loss of its schedule, `losses` counts the
     schedule's entries, and `loss/<parameter>` columns hold the last loss's numbers.

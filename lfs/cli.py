@@ -125,22 +125,23 @@ def _run(planned: "Plan") -> None:
 
 def _conclude(run_dir: Path) -> None:
     """The table of winner and baselines, then the report's path."""
+    from analysis.ledger import Ledger
     from analysis.report import write_report
-    from analysis.tables import finals_table, leaderboard
+    from analysis.tables import finals_of, leaderboard_of
     from lfs.journal import FILE_NAME, read_events
 
-    events, _ = read_events(run_dir / FILE_NAME)
+    ledger = Ledger.of(read_events(run_dir / FILE_NAME)[0])
     columns = ("", "reward half", "choice half", "images", "images in all")
     table = Table(*columns, title="validation scores of one seed, best on the choice half first", title_justify="left")
     notes = []
-    for row in leaderboard(events).to_dict("records"):
+    for row in leaderboard_of(ledger).to_dict("records"):
         name, scores = str(row["entrant"]), [_number(row["reward"]), _number(row["choice"])]
         table.add_row(name, *scores, f"{row['lineage_images']:,}", f"{row['total_images']:,}")
-        found = f"{row['loss']}{', ' * bool(row['recipe'])}{row['recipe']}"
+        found = ", ".join(filter(None, (row["loss"], row["recipe"])))
         remarks = [row["error"], row["collapse"], found if name == "winner" else None]
         notes += [f"{name}: {remark}" for remark in remarks if isinstance(remark, str)]
     out.print(table)
-    for row in finals_table(events).head(1).to_dict("records"):
+    for row in finals_of(ledger).head(1).to_dict("records"):
         notes.append(f"winner: mean choice score {row['mean']:.4f} over {row['trainings']} trainings, after the finals")
     out.print(*notes, f"report: {write_report(run_dir)}", sep="\n", soft_wrap=True)
 

@@ -100,14 +100,14 @@ class Entrant(FrozenModel):
 
     def with_rates(self, rates: Sequence[float]) -> "Entrant":
         """Itself, choosing its learning rate too."""
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        alone = f"learning rate the best of {listed} on the choice half of validation, one seed"
+        chosen = f"learning rate of {listed}, chosen likewise" if self.tuned else alone
         return self.model_copy(
             update={
                 "candidates": tuple(each for each in self.candidates for _ in rates),
                 "recipes": tuple({RATE: rate} for _ in self.candidates for rate in rates),
-                "how": f"{self.how}; learning rate of {', '.join(f'{rate:g}' for rate in rates)}, chosen likewise"
-                if self.tuned
-                else f"{self.how}; learning rate the best of {', '.join(f'{rate:g}' for rate in rates)} on the choice "
-                "half of validation, one seed",
+                "how": f"{self.how}; {chosen}",
                 "grid": self.grid or f"grid of {self.name}",
             }
         )

@@ -49,7 +49,8 @@ class Finals:
     def _drawn_up(self) -> list[Trial]:
         """Seed by seed, so that all finalists have had equally many whenever the search is stopped."""
         first = max(self._asked, default=-1) + 1
-        pairs = [(int(seed), self._asked[number]) for seed in self._seeds for number in self._finalists()]
+        finalists = [self._asked[number] for number in self._finalists()]
+        pairs = [(int(seed), trial) for seed in self._seeds for trial in finalists]
         return [
             Trial(
                 number=first + index,
@@ -75,7 +76,9 @@ class Finals:
         best: dict[LossSchedule, int] = {}
         for number in sorted(scores, key=lambda number: (-scores[number], number)):
             best.setdefault(self._asked[number].schedule, number)
-        return list(best.values())[: self._candidates]
+            if len(best) == self._candidates:
+                break
+        return list(best.values())
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Note the outcome; those of the search are handed on."""

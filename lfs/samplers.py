@@ -67,8 +67,10 @@ class Candidates:
 
     def __init__(self, losses: Trajectories, *, learning_rate: tuple[float, float] | None = None) -> None:
         self._losses = losses
-        own = {} if learning_rate is None else {RATE: Domain(low=learning_rate[0], high=learning_rate[1], log=True)}
-        self.parameters: Mapping[str, Parameter] = {**losses.parameters, **own}
+        self._own: dict[str, Parameter] = {}
+        if learning_rate is not None:
+            self._own[RATE] = Domain(low=learning_rate[0], high=learning_rate[1], log=True)
+        self.parameters: Mapping[str, Parameter] = {**losses.parameters, **self._own}
 
     @property
     def conditional(self) -> bool:
@@ -77,7 +79,7 @@ class Candidates:
 
     def decode(self, values: Values) -> Candidate:
         """The candidate at these values. Raises ValueError for values outside."""
-        recipe = {name: value for name, value in values.items() if name == RATE and RATE in self.parameters}
+        recipe = {name: value for name, value in values.items() if name in self._own}
         losses = {name: value for name, value in values.items() if name not in recipe}
         return Candidate(self._losses.decode(losses), recipe)
 

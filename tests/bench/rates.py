@@ -38,31 +38,29 @@ LOSSES: Mapping[str, LossSpec] = {
 }
 
 
+def _scores() -> dict[str, dict[tuple[str, float], list[float]]]:
+    """The blend on the choice half under each seed, by data set, and by loss and rate."""
+    found: dict[str, dict[tuple[str, float], list[float]]] = {}
+    for row in read_rows(NAME):
+        score = row["choice"]["blend"] if row["choice"] else 0.0
+        found.setdefault(row["data"], {}).setdefault((row["name"], row["rate"]), []).append(score)
+    return found
+
+
 def means(data: str) -> dict[tuple[str, float], float]:
     """The mean blend on the choice half, by loss and rate."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for row in read_rows(NAME):
-        if row["data"] == data:
-            score = row["choice"]["blend"] if row["choice"] else 0.0
-            found.setdefault((row["name"], row["rate"]), []).append(score)
-    return {key: float(np.mean(scores)) for key, scores in found.items()}
+    return {key: float(np.mean(scores)) for key, scores in _scores().get(data, {}).items()}
 
 
 def report() -> str:
     """A table a data set: the mean blend on the choice half, ± standard error over seeds, by loss and rate."""
     parts = []
-    for data in dict.fromkeys(row["data"] for row in read_rows(NAME)):
+    for data, found in _scores().items():
         cells: dict[str, dict[str, str]] = {}
-        for name in LOSSES:
-            for rate in RATES:
-                scores = [
-                    row["choice"]["blend"] if row["choice"] else 0.0
-                    for row in read_rows(NAME)
-                    if (row["data"], row["name"], row["rate"]) == (data, name, rate)
-                ]
-                if len(scores) > 1:
-                    error = np.std(scores, ddof=1) / len(scores) ** 0.5
-                    cells.setdefault(name, {})[f"rate {rate:g}"] = f"{np.mean(scores):.4f} ± {error:.4f}"
+        for (name, rate), scores in found.items():
+            if len(scores) > 1:
+                error = np.std(scores, ddof=1) / len(scores) ** 0.5
+                cells.setdefault(name, {})[f"rate {rate:g}"] = f"{np.mean(scores):.4f} ± {error:.4f}"
         if not cells:
             continue
         frame = pd.DataFrame([{"": name, **row} for name, row in cells.items()]).fillna("–")

@@ -257,6 +257,7 @@ class Study:
     def training(
         self, schedule: LossSchedule, seed: int, changes: Mapping[str, object], *, test: bool = True
     ) -> dict[str, Any]:
+        """What a row says of a training that differs in these fields of the recipe; `test` also opens the test."""
         recipe = Recipe.model_validate({**self._recipe.model_dump(), **changes})
         outcome, checkpoint = train(
             schedule, self._task, recipe=recipe, numerics=NUMERICS, seed=seed, epochs=recipe.horizon_epochs

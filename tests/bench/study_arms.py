@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,19 @@ class DataSet:
         """The rows of a kind and name, by seed."""
         return sorted((r for r in self.rows if (r["kind"], r["name"]) == (kind, name)), key=lambda r: int(r["seed"]))
 
-    def arms(self) -> list[Arm]:
-        """All that have two units; the units of a search are its searches, with both retrains."""
+    @cached_property
+    def by_name(self) -> Mapping[str, Arm]:
+        """All arms that have two units; the units of a search are its searches, with both retrains."""
         found = [self._retrained(name) for name in self.study.searches]
         found += [self._own_network(name) for name in self.study.searches]
         found += [self.per_seed("part", name, search=SEARCH_SOFTMAX) for name in (SHUFFLED, LAST)]
         found += [self.per_seed("pool", self.study.pooled, search=CONSTANT_GRID)]
         found += [self.per_seed("baseline", name) for name in self.study.baselines]
-        return [arm for arm in found if arm is not None]
+        return {arm.name: arm for arm in found if arm is not None}
+
+    def arms(self) -> list[Arm]:
+        """The same as a list."""
+        return list(self.by_name.values())
 
     def _arm(self, name: str, groups: Iterable[Sequence[Row]], found_by: float) -> Arm | None:
         units = [group for group in groups if group]
@@ -123,10 +129,10 @@ class DataSet:
         """An arm whose units are single trainings of what needs no search, or of what one search found."""
         return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
 
-    def best_search(self, arms: Sequence[Arm]) -> Arm | None:
+    def best_search(self) -> Arm | None:
         """The best contender by the choice half, None while one of them lacks a search or a retrain."""
         names = [name for name, search in self.study.searches.items() if not search.control and name != CONSTANT_GRID]
-        whole = {arm.name: arm for arm in arms if len(arm.score_U) == len(self.study.search_seeds)}
+        whole = {arm.name: arm for arm in self.arms() if len(arm.score_U) == len(self.study.search_seeds)}
         if not set(names) <= set(whole):
             return None
         return max((whole[name] for name in names), key=lambda arm: arm.choice)

@@ -2,7 +2,7 @@
 row of a data set. `FIRST` asks whether searching pays, `SECOND` whether it does with what the first one taught."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from search_space import LossSpec, catalog
 from trainers.recipe import RewardMetric
@@ -249,17 +249,7 @@ SECOND = Plan(
         "(`results/headroom.jsonl`): six alphabets are too few to choose by. And a search may train as much as 16 "
         "trainings. Evolution, which has no rates, has .2."
     ),
-    setups={
-        "omniglot-2": Setup(
-            data="omniglot",
-            classes=300,
-            image_size=24,
-            width=16,
-            metric="tar_at_far_1e-3",
-            reward="blend",
-            spare_validate=144,
-        )
-    },
+    setups={"omniglot-2": replace(_SETUPS["omniglot"], reward="blend", spare_validate=144)},
     searches={
         CONSTANT_GRID: Search(method="", settings=("search.method=fixed_list", f"search.losses=[{_GRID_WITH_RATES}]")),
         "bohb, with rates": Search(

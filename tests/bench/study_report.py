@@ -58,8 +58,8 @@ def primary(plan: Plan, sets: Mapping[str, DataSet]) -> list[tuple[str, str, Con
     """The primary contrasts: data set, rival, contrast (None while rows are lacking), corrected p, verdict."""
     found: list[tuple[str, str, Contrast | None]] = []
     for name in plan.primary:
-        arms = {arm.name: arm for arm in sets[name].arms()} if name in sets else {}
-        best = sets[name].best_search(list(arms.values())) if name in sets else None
+        arms = sets[name].by_name if name in sets else {}
+        best = sets[name].best_search() if name in sets else None
         for rival in plan.rivals:
             ready = best is not None and rival in arms and len(arms[rival].score_U) >= len(plan.search_seeds)
             found.append((name, rival, contrast(best, arms[rival], sets[name].clusters) if best and ready else None))
@@ -90,17 +90,16 @@ def primary_table(plan: Plan, sets: Mapping[str, DataSet]) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("–")
 
 
-def exploratory_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
+def exploratory_table(data: DataSet) -> pd.DataFrame:
     """Every search against AdaCos and the constant grid, uncorrected."""
-    by_name = {arm.name: arm for arm in arms}
     lines = []
-    for arm in arms:
+    for arm in data.arms():
         if arm.name in data.study.baselines or arm.name == CONSTANT_GRID:
             continue
         line: dict[str, object] = {"": arm.name}
         for rival in data.study.rivals:
-            if rival in by_name:
-                line[f"− {rival}"] = written(contrast(arm, by_name[rival], data.clusters).difference, sign="+")
+            if rival in data.by_name:
+                line[f"− {rival}"] = written(contrast(arm, data.by_name[rival], data.clusters).difference, sign="+")
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -225,12 +224,10 @@ def about(data: DataSet) -> str:
 
 def headroom(data: DataSet) -> pd.DataFrame:
     """The rows of `tests/bench/headroom.py` against the rivals of the study, uncorrected."""
-    plan_row = {**data.plan, "kind": "plan"}
-    by_name = {arm.name: arm for arm in data.arms()}
+    found = DataSet([data.plan, *read_rows("headroom")])
     lines = []
-    for name in dict.fromkeys(row["name"] for row in read_rows("headroom")):
-        rows = [row for row in read_rows("headroom") if row["name"] == name]
-        arm = DataSet([plan_row, *rows]).per_seed("baseline", name)
+    for name in dict.fromkeys(row["name"] for row in found.rows):
+        rows, arm = found.of("baseline", name), found.per_seed("baseline", name)
         if arm is not None:
             spec = LossSchedule.model_validate(rows[0]["schedule"]).final
             line = {
@@ -239,7 +236,7 @@ def headroom(data: DataSet) -> pd.DataFrame:
                 "validation, choice half": f"{arm.choice:.4f}",
                 "test": written(arm.estimate(data.clusters)),
             }
-            against = {f"− {rival}": by_name[rival] for rival in data.study.rivals if rival in by_name}
+            against = {f"− {rival}": data.by_name[rival] for rival in data.study.rivals if rival in data.by_name}
             gains = {k: written(contrast(arm, v, data.clusters).difference, sign="+") for k, v in against.items()}
             lines.append({**line, **gains})
     return pd.DataFrame(lines)
@@ -256,11 +253,10 @@ def lessons(sets: Mapping[str, DataSet]) -> list[str]:
 
 def _longer(data: DataSet) -> list[str]:
     """The compute of a search, spent on longer training."""
-    arms = {arm.name: arm for arm in data.arms()}
-    best, said = data.best_search(list(arms.values())), []
+    best, said = data.best_search(), []
     for name, baseline in data.study.baselines.items():
-        if baseline.times > 1 and name in arms and best is not None:
-            gain = written(contrast(arms[name], best, data.clusters).difference, sign="+")
+        if baseline.times > 1 and name in data.by_name and best is not None:
+            gain = written(contrast(data.by_name[name], best, data.clusters).difference, sign="+")
             said.append(
                 "The same compute as longer training, against the best search on "
                 f"{data.name}: {name} − {best.name} {gain}."
@@ -281,13 +277,14 @@ QUESTIONS = {
 
 
 def _controls(data: DataSet) -> list[str]:
-    arms = {arm.name: arm for arm in data.arms()}
-    plain = arms.get(SEARCH_SOFTMAX)
+    plain = data.by_name.get(SEARCH_SOFTMAX)
+    if plain is None:
+        return []
     said = []
-    for name, question in QUESTIONS.items() if plain else ():
-        if name in arms and plain:
-            against = written(contrast(arms[name], plain, data.clusters).difference, sign="+")
-            choice = f"{arms[name].choice - plain.choice:+.4f} on validation".replace("-", "−")
+    for name, question in QUESTIONS.items():
+        if arm := data.by_name.get(name):
+            against = written(contrast(arm, plain, data.clusters).difference, sign="+")
+            choice = f"{arm.choice - plain.choice:+.4f} on validation".replace("-", "−")
             said.append(f"{question}: {against} on the test of {data.name} against Search-Softmax, {choice}.")
     return said
 
@@ -307,7 +304,7 @@ def _rate_lesson(data: str) -> str | None:
 
 
 def _identity_lesson(data: DataSet) -> str | None:
-    rival, rows = next((arm for arm in data.arms() if arm.name == ADACOS), None), read_rows("headroom")
+    rival, rows = data.by_name.get(ADACOS), read_rows("headroom")
     if rival is None or not rows:
         return None
     validated = float(np.mean([row["choice"][data.metric] for row in rows])) - rival.choice
@@ -361,7 +358,7 @@ def _of_data(name: str, data: DataSet, pictures: Path | None) -> list[str]:
     parts += [pipes(arms_table(data, arms))]
     if pictures is not None:
         parts += _drawn(name, data, arms, pictures)
-    parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data, arms))]
+    parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data))]
     parts += ["Other scores of the test, ± standard error over trainings:", pipes(other_scores_table(data))]
     return [*parts, f"#### {name}: could the reward tell?", spread(data), pipes(promise_table(data))]
 

@@ -101,7 +101,7 @@ def test_a_clear_gain_is_found_and_an_equal_rival_is_not_beaten() -> None:
 
 def test_the_best_search_is_chosen_by_validation_not_by_the_test() -> None:
     data = DataSet(rows_of("omniglot", {"am-lfs": 0.05}, {"random-softmax": 0.6}))
-    best = data.best_search(data.arms())
+    best = data.best_search()
     assert best is not None
     assert best.name == "random-softmax"
 
@@ -140,7 +140,7 @@ def test_a_margin_is_what_a_loss_takes_off_the_cosine() -> None:
 
 
 def test_a_contrast_is_over_searches_not_over_their_retrains() -> None:
-    arms = {arm.name: arm for arm in DataSet(rows_of("omniglot", {}, {})).arms()}
+    arms = DataSet(rows_of("omniglot", {}, {})).by_name
     assert len(arms["am-lfs"].score_U) == len(FIRST.search_seeds)
     assert len(arms[ADACOS].score_U) == len(FIRST.seeds)
     one, other = arms["am-lfs"], arms[ADACOS]
@@ -156,7 +156,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         wanted = [u for u in units(FIRST) if u.name in ("am-lfs", ADACOS) and u.kind in ("retrain", "baseline")]
         scored = [scored_row("omniglot", u, 0.3 + 0.01 * rng.standard_normal(), 0.5, rng) for u in wanted]
         rows = [plan_row("omniglot"), *scored]
-        arms = {arm.name: arm for arm in DataSet(rows).arms()}
+        arms = DataSet(rows).by_name
         found = contrast(arms["am-lfs"], arms[ADACOS], clusters=10).difference
         covered += found.low < 0 < found.high
     assert 53 <= covered <= 60
