@@ -22,9 +22,10 @@ from search_space import LossSchedule, LossSpec, catalog
 from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
 from tests.bench.rows import append_row, read_rows
 from tests.bench.study import Study
-from tests.bench.study_plan import FIRST
+from tests.bench.study_plan import FIRST, THIRD
 
 NAME, SEEDS, RATES = "rates", (901, 902, 903), (0.1, 0.2, 0.4, 0.8)
+DATA = (*FIRST.setups, *THIRD.setups)
 LOSSES: Mapping[str, LossSpec] = {
     "softmax, s 16": catalog.softmax(scale=16.0),
     "AdaCos": catalog.adacos_dynamic(),
@@ -71,7 +72,7 @@ def report() -> str:
 def main() -> None:
     """Make the rows that are lacking, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=FIRST.setups, nargs="?")
+    parser.add_argument("data", choices=DATA, nargs="?")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()

@@ -146,7 +146,7 @@ class Study:
             "executor.kind=serial",
             f"data.image_size={setup.image_size}",
             f"recipe.width={setup.width}",
-            "recipe.learning_rate=0.1",
+            f"recipe.learning_rate={setup.learning_rate}",
             f"recipe.reward={setup.reward}",
         ]
         self._path = None if setup.data == "glyphs" else root / setup.data

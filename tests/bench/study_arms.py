@@ -14,6 +14,7 @@ from scipy import stats
 
 from analysis.significance import Estimate, TwoWay
 from tests.bench.study_plan import CONSTANT_GRID, LAST, SEARCH_SOFTMAX, SHUFFLED, plan_of
+from trainers.recipe import RewardMetric
 
 LEVEL = 0.05
 Floats = npt.NDArray[np.float64]
@@ -121,6 +122,17 @@ class DataSet:
         ]
         whole = [group for group in by_search if len(group) == self.study.retrains]
         return self._arm(name, whole, self._search_images(name))
+
+    def units_on_validation(self, name: str, score: RewardMetric) -> dict[int, float]:
+        """A score of the choice half, by search seed: the mean over the retrains, 0 for one that diverged.
+
+        Searches that lack a retrain are left out.
+        """
+        found: dict[int, list[float]] = {}
+        for row in self.of("retrain", name):
+            value = row["choice"][score] if row["choice"] else 0.0
+            found.setdefault(self.study.search_of(row["seed"]), []).append(value)
+        return {number: float(np.mean(each)) for number, each in found.items() if len(each) == self.study.retrains}
 
     def _own_network(self, name: str) -> Arm | None:
         return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)

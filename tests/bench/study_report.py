@@ -23,8 +23,10 @@ from tests.bench.rows import RESULTS, read_rows
 from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
 from tests.bench.study_plan import ADACOS, CONSTANT_GRID, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan
+from trainers.recipe import RewardMetric
 
 NAME = "study"
+FOR_DEFAULTS: RewardMetric = "blend"
 OTHERS = ("rank1", "eer", "tar_at_far_1e-2", "mean_tar", "blend")
 ASKED = """The claim of a loss search is that what it finds beats losses that need no tuning. Here searches of the
 product's methods, each with the compute of eight trainings, are held against AdaCos, which has no hyper-parameters, and
@@ -34,6 +36,8 @@ seen."""
 FOR_HEADROOM, ADACOS_IN_RATES = "omniglot", "AdaCos"
 HEADROOM = """The three best of the 24 losses that were drawn at random and trained under three seeds each (72
 trainings, `fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
+DEFAULTS = """The blend on the choice half, of the mean over a search's retrained networks, paired by search seed; ±
+standard error over searches."""
 RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
 multiplies its gradient, so that a comparison at one learning rate compares rates too."""
 
@@ -166,6 +170,35 @@ def promise_table(data: DataSet) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def default_table(data: DataSet) -> pd.DataFrame:
+    """Every other search against the plan's default on validation, paired by search seed.
+
+    The p-value is Holm's over the contenders; controls, which cannot be a default, have none.
+    """
+    plan = data.study
+    blend = {name: data.units_on_validation(name, FOR_DEFAULTS) for name in plan.searches}
+    reference = blend.pop(plan.default)
+    lines: list[dict[str, object]] = []
+    tested: list[tuple[dict[str, object], float]] = []
+    for name, by_search in blend.items():
+        shared = sorted(set(by_search) & set(reference))
+        if len(shared) < 2:
+            continue
+        gain_U = np.array([by_search[number] - reference[number] for number in shared])
+        line: dict[str, object] = {
+            "": name,
+            "searches": len(shared),
+            FOR_DEFAULTS: f"{np.mean([by_search[number] for number in shared]):.4f}",
+            f"− {plan.default}": f"{gain_U.mean():+.4f} ± {stats.sem(gain_U):.4f}".replace("-", "−"),
+        }
+        lines.append(line)
+        if not plan.searches[name].control:
+            tested.append((line, float(stats.ttest_1samp(gain_U, 0.0).pvalue)))
+    for (line, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
+        line["Holm"] = f"{p:.2g}"
+    return pd.DataFrame(lines).fillna("–")
 
 
 def spread(data: DataSet) -> str:
@@ -360,6 +393,8 @@ def _of_data(name: str, data: DataSet, pictures: Path | None) -> list[str]:
         parts += _drawn(name, data, arms, pictures)
     parts += ["Differences, exploratory, not corrected:", pipes(exploratory_table(data))]
     parts += ["Other scores of the test, ± standard error over trainings:", pipes(other_scores_table(data))]
+    if data.study.default and (table := default_table(data)).size:
+        parts += [f"#### {name}: which method should be the default?", DEFAULTS, pipes(table)]
     return [*parts, f"#### {name}: could the reward tell?", spread(data), pipes(promise_table(data))]
 
 

@@ -18,7 +18,7 @@ from tests.bench.study import Unit, chosen_rate, units
 from tests.bench.study_arms import DataSet, contrast
 from tests.bench.study_pictures import margin
 from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
-from tests.bench.study_report import page, primary
+from tests.bench.study_report import default_table, page, primary
 from trainers.recipe import Recipe
 from trainers.task import LabelledImages, Task
 
@@ -40,7 +40,11 @@ def scored_row(data: str, unit: Unit, test: float, choice: float, rng: np.random
         "seed": unit.seed,
         "rate": unit.rate,
         "state": "trained",
-        "choice": {metric: choice, reward: choice + 0.01 * rng.standard_normal()},
+        "choice": {
+            metric: choice,
+            reward: choice + 0.01 * rng.standard_normal(),
+            "blend": choice + 0.001 * rng.standard_normal(),
+        },
         "reward": {reward: choice},
         "test": {metric: test},
         "moves_1e5": (1e5 * 0.002 * rng.standard_normal(FIRST.resamples)).astype(int).tolist(),
@@ -112,6 +116,25 @@ def test_nothing_is_decided_while_a_retrain_is_lacking() -> None:
     found = primary(FIRST, {"omniglot": DataSet(lacking)})
     assert [said for *_, said in found] == ["not decided"] * 4
     assert "rows are lacking" in page({"omniglot": DataSet(lacking)})
+
+
+def test_methods_are_held_against_the_default_on_validation_search_by_search() -> None:
+    table = default_table(DataSet(rows_of("omniglot", {"am-lfs": 0.9}, {"random-softmax": 0.6})))
+    cells = {line[""]: {key: str(cell) for key, cell in line.items()} for line in table.to_dict("records")}
+    assert FIRST.default not in cells
+    gain, error = map(float, cells["random-softmax"][f"− {FIRST.default}"].split(" ± "))
+    assert gain == pytest.approx(0.1, abs=5 * error)
+    assert float(cells["random-softmax"]["Holm"]) < 0.001
+    assert float(cells["am-lfs"]["Holm"]) > 0.05  # better on the test alone
+    assert cells["selection alone"]["Holm"] == "–"  # a control
+
+
+def test_a_search_that_lacks_a_retrain_is_left_out_of_the_comparison_of_methods() -> None:
+    rows = rows_of("omniglot", {}, {})
+    lacking = [row for row in rows if (row["kind"], row.get("name"), row.get("seed")) != ("retrain", "am-lfs", 1010)]
+    counts = default_table(DataSet(lacking)).set_index("")["searches"]
+    assert counts["am-lfs"] == len(FIRST.search_seeds) - 1
+    assert counts["random-softmax"] == len(FIRST.search_seeds)
 
 
 def test_the_page_has_the_plan_the_pictures_and_what_the_reward_was_worth(tmp_path: Path) -> None:
