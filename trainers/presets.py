@@ -16,19 +16,13 @@ def recipe_defaults(kind: Kind, *, embedded: bool) -> dict[str, object]:
     A mirrored face is the same person, a mirrored character is another character: only photographs are flipped. The
     embedded glyphs take a network and a horizon that one core trains in ten seconds
     (`tests/bench/glyph_hardness.py` shows that they still rank losses). On drawings the blend told better than TAR@1e-3
-    which loss has the better TAR@1e-3 on other identities (`tests/bench/fidelity.py`). At a learning rate of
-    .2 seven losses of scales up to 32 did better on the average than at .1, AdaCos most (`tests/bench/rates.py`).
+    which loss has the better TAR@1e-3 on other identities (`tests/bench/fidelity.py`; on the glyphs
+    `tests/bench/rates.py`). At a learning rate of .2 seven losses of scales up to 32 did better on the average than at
+    .1, AdaCos most (`tests/bench/rates.py`).
     """
-    if embedded:
-        return {"horizon_epochs": 8, "width": 16, "reward": "tar_at_far_1e-3", "augmentation": {"flip": False}}
     if kind == "drawing":
-        return {
-            "horizon_epochs": 6,
-            "width": 32,
-            "learning_rate": 0.2,
-            "reward": "blend",
-            "augmentation": {"flip": False},
-        }
+        size = {"horizon_epochs": 8, "width": 16} if embedded else {"horizon_epochs": 6, "width": 32}
+        return {**size, "learning_rate": 0.2, "reward": "blend", "augmentation": {"flip": False}}
     return {
         "horizon_epochs": 12,
         "width": 32,

@@ -6,6 +6,8 @@
 Each of `LOSSES` is trained under three seeds at each of `RATES`, with the recipe of the study (`tests/bench/study.py`).
 A loss's scale multiplies its gradient, and each of them has its own best rate: a comparison at one rate compares
 rates too. The test identities are not touched.
+
+The same rows say how well each reward tells which loss is better: `agreements`.
 """
 
 import argparse
@@ -20,9 +22,10 @@ import torch
 from analysis.comparison import pipes
 from search_space import LossSchedule, LossSpec, catalog
 from search_space.parts import CombinedTarget, ConstantMargin, ConstantScale
+from tests.bench.rank_agreement import agreement
 from tests.bench.rows import append_row, read_rows
-from tests.bench.study import Study
-from tests.bench.study_plan import FIRST, THIRD
+from tests.bench.study import METRICS, Study
+from tests.bench.study_plan import FIRST, THIRD, plan_of
 
 NAME, SEEDS, RATES = "rates", (901, 902, 903), (0.1, 0.2, 0.4, 0.8)
 DATA = (*FIRST.setups, *THIRD.setups)
@@ -51,6 +54,32 @@ def _scores() -> dict[str, dict[tuple[str, float], list[float]]]:
 def means(data: str) -> dict[tuple[str, float], float]:
     """The mean blend on the choice half, by loss and rate."""
     return {key: float(np.mean(scores)) for key, scores in _scores().get(data, {}).items()}
+
+
+def agreements() -> pd.DataFrame:
+    """How well each reward orders the losses at the two lower rates, by data set.
+
+    The rank correlation of one training's reward on one half of validation with what the study tests, on the other
+    half and over the other seeds; the mean over seeds and over both ways round. Uncorrected, a loss at two rates
+    counts as two: for the order of rewards, not for their worth.
+    """
+    arms = [(name, rate) for name in LOSSES for rate in RATES[:2]]
+    columns: dict[str, dict[str, float]] = {}
+    for data in DATA:
+        rows = {(r["name"], r["rate"], r["seed"]): r for r in read_rows(NAME) if r["data"] == data and r["choice"]}
+        if any((*arm, seed) not in rows for arm in arms for seed in SEEDS):
+            continue
+        score_HMLS = np.array(
+            [
+                [[[rows[*arm, seed][half][metric] for seed in SEEDS] for arm in arms] for metric in METRICS]
+                for half in ("reward", "choice")
+            ]
+        )
+        final_HLS = score_HMLS[::-1, METRICS.index(plan_of(data).setups[data].metric)]
+        columns[data] = {
+            metric: float(agreement(score_HMLS[:, number], final_HLS).mean()) for number, metric in enumerate(METRICS)
+        }
+    return pd.DataFrame(columns).map("{:.2f}".format).rename_axis("").reset_index()
 
 
 def report() -> str:

@@ -7,7 +7,7 @@ for the width, under several seeds; then copies of one epoch of seed 0 in severa
 of a search in rounds. A training takes some seconds; each is kept in `--trained` at once, and a second call goes on.
 One dated row is appended, from which `tests/bench/samplers.py` has its surfaces' noise.
 
-L losses, S seeds, E epochs. By epoch, of TAR@1e-3, the default reward; ranges and deviations in thousandths:
+L losses, S seeds, E epochs. By epoch, of TAR@1e-3; ranges and deviations in thousandths:
 
 - `range`: of the means over seeds, between the best and the worst loss; `upper_range`: the best and the median one;
 - `seed_std`: over the seeds of a loss (weights, order and augmentation differ), pooled;
@@ -116,7 +116,7 @@ def main() -> None:
 
     task = load_task(DataConfig(), cache_dir=Path())
     defaults = presets.recipe_defaults(task.kind, embedded=True)
-    recipe = Recipe.model_validate(defaults | {"width": arguments.width})
+    recipe = Recipe.model_validate(defaults | {"width": arguments.width, "reward": "tar_at_far_1e-3"})
     arguments.trained.touch()
     lines = [json.loads(line) for line in arguments.trained.read_text().splitlines()]
     known: dict[Key, list[list[float]]] = {(kind, loss, which): curves for (kind, loss, which), curves in lines}

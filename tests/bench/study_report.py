@@ -17,6 +17,7 @@ from analysis.comparison import pipes, written
 from analysis.losses import describe
 from analysis.significance import Verdict, holm, verdict
 from search_space import LossSchedule
+from tests.bench.rates import agreements
 from tests.bench.rates import means as rates_of
 from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
@@ -40,6 +41,11 @@ DEFAULTS = """The blend on the choice half, of the mean over a search's retraine
 standard error over searches."""
 RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
 multiplies its gradient, so that a comparison at one learning rate compares rates too."""
+
+REWARDS = """How well each reward orders the losses and rates of the tables above (the two lower rates): the rank
+correlation of one training's reward on one half of validation with the tested score on the other half, over the other
+seeds; the mean over seeds and both ways round, not corrected for unreliability. `fidelity.csv` has the long version for
+omniglot."""
 
 
 def arms_table(data: DataSet, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -380,6 +386,8 @@ def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
         parts += ["## Is there anything to find?", HEADROOM, pipes(table)]
     if rates := rates_report():
         parts += ["## Learning rates", RATES, rates]
+    if (table := agreements()).size:
+        parts += ["## Rewards", REWARDS, pipes(table)]
     return "\n\n".join(parts) + "\n"
 
 
