@@ -100,10 +100,10 @@ def _final(finals: pd.DataFrame) -> str:
 def _own_recipe(winner: Row | None) -> str | None:
     if winner is None or not winner["recipe"]:
         return None
-    return (
-        f"The winner has a recipe of its own ({winner['recipe']}), which the baselines had no chance to choose: "
-        "'lossearch compare' with --learning-rates gives it to them."
-    )
+    said = f"The winner has a recipe of its own ({winner['recipe']}), which the baselines had no chance to choose"
+    if all(field.startswith("learning_rate=") for field in winner["recipe"].split()):
+        return f"{said}: 'lossearch compare' with --learning-rates gives it to them."
+    return f"{said}: name a loss with it in [[baselines]] to compare like with like."
 
 
 def _shrinkage(winner: Row | None, baselines: list[Row]) -> str | None:
@@ -141,13 +141,14 @@ def _compute(winner: Row | None, baselines: list[Row]) -> str | None:
 
 
 def headline_numbers(totals: pd.DataFrame, *, seconds: float) -> dict[str, str]:
-    """The tiles: trials, failures, images, and the wall time between the first and the last event."""
+    """The tiles: trials, failures, images (finals count as search), and the wall time from first to last event."""
     by_role = {row["role"]: row for row in records(totals)}
+    searched = sum(by_role[role]["images"] for role in ("search", "final") if role in by_role)
     return {
         "search trials": f"{by_role['search']['trials']:,}",
         "baselines": f"{by_role['baseline']['trials']:,}",
         "failed trials": f"{by_role['total']['failed']:,}",
-        "images, search": _short(by_role["search"]["images"]),
+        "images, search": _short(searched),
         "images, baselines": _short(by_role["baseline"]["images"]),
         "first to last event": f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min",
     }

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import finals_table, write_report
+from analysis import finals_table, search_totals, write_report
 from analysis.figures import MAX_MARKS, plotly_js
 from analysis.report import report_html
 from analysis.reproduce import as_toml
+from analysis.verdict import headline_numbers
 from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Told
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
@@ -76,9 +77,8 @@ def test_finals_are_shown_with_means_and_the_winners_own_rate_is_a_caveat() -> N
     ]
     levels = (0.6, 0.55, 0.4, 0.56, 0.41, 0.57)
     events: list[Event] = [started(), Asked(time=1_795_000_001.0, count=6, trials=tuple(trials))]
-    events += [
-        Told(time=1_795_000_002.0 + n, trial=n, outcome=outcome(level, 1, 6, rng)) for n, level in enumerate(levels)
-    ]
+    outcomes = [outcome(level, 1, 6, rng) for level in levels]
+    events += [Told(time=1_795_000_002.0 + n, trial=n, outcome=each) for n, each in enumerate(outcomes)]
     table = finals_table(events)
     assert table["finalist"].tolist() == [1, 0]
     assert table["trainings"].tolist() == [3, 3]
@@ -89,7 +89,25 @@ def test_finals_are_shown_with_means_and_the_winners_own_rate_is_a_caveat() -> N
     assert f"over 3 trainings its mean on the choice half is {table['mean'][0]:.4f}, that of the next" in words
     assert "The winner has a recipe of its own (learning_rate=0.3709)" in words
     assert "final of trial 0" in words
+    tiles = headline_numbers(search_totals(events), seconds=1.0)
+    assert tiles["images, search"] == f"{sum(each.images for each in outcomes) / 1e3:.3g} k"
     assert words_of(page_of(events)).count("The leader so far is trial 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "advice"),
+    [
+        ({"learning_rate": 0.4}, "'lossearch compare' with --learning-rates gives it to them"),
+        ({"learning_rate": 0.4, "embedding_dim": 512}, "name a loss with it in [[baselines]]"),
+    ],
+)
+def test_advice_on_a_winners_own_recipe_fits_its_fields(recipe: dict[str, float], advice: str) -> None:
+    rng = np.random.default_rng(0)
+    schedule = LossSchedule.constant(catalog.cosface(margin=0.1, scale=16))
+    trial = Trial(number=0, schedule=schedule, seed=0, epochs=6, recipe=recipe)
+    events: list[Event] = [started(), Asked(time=1_795_000_001.0, count=1, trials=(trial,))]
+    words = words_of(page_of([*events, Told(time=1_795_000_002.0, trial=0, outcome=outcome(0.5, 1, 6, rng))]))
+    assert advice in words
 
 
 def test_a_winner_below_a_baseline_is_said_to_be_below() -> None:
