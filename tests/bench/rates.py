@@ -1,6 +1,7 @@
 """Which learning rate suits which loss? On validation, for the default rate of the presets and of searches.
 
     LOSSEARCH_DATA=../shared/data python -m tests.bench.rates omniglot     # goes on where the rows end
+    ... tests.bench.rates omniglot --rates 0.2 --times 4 --seeds 901 902     # for four times as long as the study
     python -m tests.bench.rates --report
 
 Each of `LOSSES` is trained under three seeds at each of `RATES`, with the recipe of the study (`tests/bench/study.py`).
@@ -11,13 +12,16 @@ The same rows say how well each reward tells which loss is better: `agreements`.
 """
 
 import argparse
+import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from analysis.comparison import pipes
 from search_space import LossSchedule, LossSpec, catalog
@@ -42,18 +46,23 @@ LOSSES: Mapping[str, LossSpec] = {
 }
 
 
-def _scores() -> dict[str, dict[tuple[str, float], list[float]]]:
-    """The blend on the choice half under each seed, by data set, and by loss and rate."""
-    found: dict[str, dict[tuple[str, float], list[float]]] = {}
-    for row in read_rows(NAME):
+def _rows(times: int = 1) -> list[dict[str, Any]]:
+    """The trainings of so many horizons of the study."""
+    return [row for row in read_rows(NAME) if row.get("times", 1) == times]
+
+
+def _scores(times: int = 1) -> dict[str, dict[tuple[str, float], dict[int, float]]]:
+    """The blend on the choice half by seed, by data set, and by loss and rate."""
+    found: dict[str, dict[tuple[str, float], dict[int, float]]] = {}
+    for row in _rows(times):
         score = row["choice"]["blend"] if row["choice"] else 0.0
-        found.setdefault(row["data"], {}).setdefault((row["name"], row["rate"]), []).append(score)
+        found.setdefault(row["data"], {}).setdefault((row["name"], row["rate"]), {})[row["seed"]] = score
     return found
 
 
 def means(data: str) -> dict[tuple[str, float], float]:
     """The mean blend on the choice half, by loss and rate."""
-    return {key: float(np.mean(scores)) for key, scores in _scores().get(data, {}).items()}
+    return {key: float(np.mean([*scores.values()])) for key, scores in _scores().get(data, {}).items()}
 
 
 def agreements() -> pd.DataFrame:
@@ -66,7 +75,7 @@ def agreements() -> pd.DataFrame:
     arms = [(name, rate) for name in LOSSES for rate in RATES[:2]]
     columns: dict[str, dict[str, float]] = {}
     for data in DATA:
-        rows = {(r["name"], r["rate"], r["seed"]): r for r in read_rows(NAME) if r["data"] == data and r["choice"]}
+        rows = {(r["name"], r["rate"], r["seed"]): r for r in _rows() if r["data"] == data and r["choice"]}
         if any((*arm, seed) not in rows for arm in arms for seed in SEEDS):
             continue
         score_HMLS = np.array(
@@ -82,6 +91,43 @@ def agreements() -> pd.DataFrame:
     return pd.DataFrame(columns).map("{:.2f}".format).rename_axis("").reset_index()
 
 
+def _mean_and_error(scores: Sequence[float]) -> str:
+    return f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1) / len(scores) ** 0.5:.4f}"
+
+
+LONGER = 4
+"""Horizons of the trainings that say whether losses differ more when they are trained for longer."""
+
+
+def by_length(data: str) -> dict[str, tuple[list[float], list[float]]]:
+    """By loss, the blend on the choice half after one horizon and after `LONGER`, under the seeds that both have."""
+    short, long = _scores().get(data, {}), _scores(LONGER).get(data, {})
+    shared = {key: sorted(set(scores) & set(short.get(key, {}))) for key, scores in long.items()}
+    return {
+        name: ([short[name, rate][seed] for seed in seeds], [long[name, rate][seed] for seed in seeds])
+        for (name, rate), seeds in shared.items()
+        if len(seeds) > 1
+    }
+
+
+def spans(data: str) -> tuple[float, float] | None:
+    """How far apart the losses' means lie after one horizon and after `LONGER`; None for fewer than two losses."""
+    found = by_length(data).values()
+    short, long = ([float(np.mean(pair[place])) for pair in found] for place in (0, 1))
+    return (max(short) - min(short), max(long) - min(long)) if len(short) > 1 else None
+
+
+def longer() -> pd.DataFrame:
+    """`by_length` of every data set, a line a loss."""
+    columns: dict[str, dict[str, str]] = {}
+    for data in DATA:
+        for place, head in enumerate(("one horizon", f"{LONGER} horizons")):
+            cells = {name: _mean_and_error(pair[place]) for name, pair in by_length(data).items()}
+            if cells:
+                columns[f"{data}, {head}"] = cells
+    return pd.DataFrame(columns).fillna("–").rename_axis("").reset_index()
+
+
 def report() -> str:
     """A table a data set: the mean blend on the choice half, ± standard error over seeds, by loss and rate."""
     parts = []
@@ -89,8 +135,7 @@ def report() -> str:
         cells: dict[str, dict[str, str]] = {}
         for (name, rate), scores in found.items():
             if len(scores) > 1:
-                error = np.std(scores, ddof=1) / len(scores) ** 0.5
-                cells.setdefault(name, {})[f"rate {rate:g}"] = f"{np.mean(scores):.4f} ± {error:.4f}"
+                cells.setdefault(name, {})[f"rate {rate:g}"] = _mean_and_error([*scores.values()])
         if not cells:
             continue
         frame = pd.DataFrame([{"": name, **row} for name, row in cells.items()]).fillna("–")
@@ -102,6 +147,9 @@ def main() -> None:
     """Make the rows that are lacking, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=DATA, nargs="?")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--times", type=int, default=1, help="horizons of the study")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()
@@ -110,15 +158,23 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     study = Study(arguments.data, arguments.workspace)
-    for seed in SEEDS:
-        for name, spec in LOSSES.items():
-            for rate in RATES:
-                key = {"data": arguments.data, "name": name, "seed": seed, "rate": rate}
-                if any({each: row[each] for each in key} == key for row in read_rows(NAME)):
-                    continue
-                content = study.training(LossSchedule.constant(spec), seed, {"learning_rate": rate}, test=False)
-                append_row(NAME, {**key, **content})
-                print(name, rate, seed, content["state"], content["choice"] and content["choice"]["blend"], flush=True)
+    for seed, name, rate in itertools.product(arguments.seeds, LOSSES, arguments.rates):
+        _make(study, arguments.data, name, seed, rate, arguments.times, arguments.workspace)
+
+
+def _make(study: Study, data: str, name: str, seed: int, rate: float, times: int, workspace: Path) -> None:
+    """The row, unless it is there or another process makes it."""
+    key = {"data": data, "name": name, "seed": seed, "rate": rate, **({"times": times} if times > 1 else {})}
+    try:
+        with FileLock(workspace / f"rates-{data}-{name}-{seed}-{rate:g}-{times}.lock", timeout=0):
+            if any({each: row[each] for each in key} == key for row in _rows(times)):
+                return
+            changes = {"learning_rate": rate, "horizon_epochs": times * study.horizon_epochs}
+            content = study.training(LossSchedule.constant(LOSSES[name]), seed, changes, test=False)
+            append_row(NAME, {**key, **content})
+    except Timeout:
+        return
+    print(name, rate, seed, content["state"], content["choice"] and content["choice"]["blend"], flush=True)
 
 
 if __name__ == "__main__":

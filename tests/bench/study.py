@@ -163,6 +163,11 @@ class Study:
         self._weight_GB = draw_clusters(self._sealed.labels, self._cluster_N, plan.resamples, rng)
         self._digest = task.digest
 
+    @property
+    def horizon_epochs(self) -> int:
+        """How long a training is."""
+        return self._recipe.horizon_epochs
+
     def run(self) -> None:
         """Make every row that no other process makes, until nothing is left that could be made."""
         self._register()

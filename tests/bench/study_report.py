@@ -17,7 +17,8 @@ from analysis.comparison import pipes, written
 from analysis.losses import describe
 from analysis.significance import Verdict, holm, verdict
 from search_space import LossSchedule
-from tests.bench.rates import agreements
+from tests.bench.rates import LONGER as TIMES
+from tests.bench.rates import agreements, by_length, longer, spans
 from tests.bench.rates import means as rates_of
 from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
@@ -42,6 +43,9 @@ standard error over searches."""
 RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
 multiplies its gradient, so that a comparison at one learning rate compares rates too."""
 
+LONGER = """Validation alone, at a learning rate of .2, two seeds: the blend on the choice half, ± standard error over
+seeds. Margins are said to matter once a network fits its training data. A horizon of the study is 6 epochs on omniglot
+and 12 on lfw112."""
 REWARDS = """How well each reward orders the losses and rates of the tables above (the two lower rates): the rank
 correlation of one training's reward on one half of validation with the tested score on the other half, over the other
 seeds; the mean over seeds and both ways round, not corrected for unreliability. `fidelity.csv` has the long version for
@@ -284,6 +288,7 @@ def headroom(data: DataSet) -> pd.DataFrame:
 def lessons(sets: Mapping[str, DataSet]) -> list[str]:
     """What kept searches from paying, as far as the rows tell."""
     found = [said for data in sets if (said := _rate_lesson(data))]
+    found += [said for data in sets if (said := _length_lesson(data))]
     if FOR_HEADROOM in sets and (said := _identity_lesson(sets[FOR_HEADROOM])):
         found.append(said)
     found += [said for data in sets.values() for said in (*_longer(data), *_controls(data))]
@@ -342,6 +347,16 @@ def _rate_lesson(data: str) -> str | None:
     )
 
 
+def _length_lesson(data: str) -> str | None:
+    span = spans(data)
+    if span is None:
+        return None
+    return (
+        f"Do losses differ more when they are trained for longer? The means of {len(by_length(data))} span "
+        f"{span[0]:.4f} of the blend after one horizon of {data}, {span[1]:.4f} after {TIMES}."
+    )
+
+
 def _identity_lesson(data: DataSet) -> str | None:
     rival, rows = data.by_name.get(ADACOS), read_rows("headroom")
     if rival is None or not rows:
@@ -386,6 +401,8 @@ def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
         parts += ["## Is there anything to find?", HEADROOM, pipes(table)]
     if rates := rates_report():
         parts += ["## Learning rates", RATES, rates]
+    if (table := longer()).size:
+        parts += ["## Do losses differ more when they are trained for longer?", LONGER, pipes(table)]
     if (table := agreements()).size:
         parts += ["## Rewards", REWARDS, pipes(table)]
     return "\n\n".join(parts) + "\n"
