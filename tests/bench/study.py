@@ -1,6 +1,7 @@
 """Does searching pay? Searches, what they found retrained, and losses that need no search, on sealed test identities.
 
-    LOSSEARCH_DATA=../shared/data python -m tests.bench.study omniglot     # goes on where the rows end
+    LOSSEARCH_DATA=../shared/data python -m tests.bench.study              # goes on where the rows end
+    ... tests.bench.study omniglot lfw112                                   # these data sets alone
     python -m tests.bench.study_report                                      # tables, pictures and page from the rows
 
 What it does, in which order, and how it is judged is decided in `tests/bench/study_plan.py` and written as the first
@@ -362,13 +363,17 @@ def _scored(outcome: Outcome) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the rows of a data set."""
+    """Make the rows of some data sets, or of all."""
+    known = [data for plan in PLANS for data in plan.setups]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=[data for plan in PLANS for data in plan.setups])
+    parser.add_argument("data", nargs="*", help=f"of {', '.join(known)}; all if none is named")
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "lossearch-study")
     arguments = parser.parse_args()
+    if unknown := set(arguments.data) - set(known):
+        parser.error(f"data must be of {', '.join(known)}, but got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    Study(arguments.data, arguments.workspace).run()
+    for data in arguments.data or known:
+        Study(data, arguments.workspace).run()
 
 
 if __name__ == "__main__":

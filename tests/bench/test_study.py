@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from lfs.config_file import load_config
 from lfs.plan import whole_search
 from search_space import LossSchedule, catalog
 from tests.bench.fidelity import thinned
+from tests.bench.rows import RESULTS
 from tests.bench.study import Unit, chosen_rate, units
 from tests.bench.study_arms import DataSet, contrast
 from tests.bench.study_pictures import margin
 from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
-from tests.bench.study_report import default_table, page, primary
+from tests.bench.study_report import data_sets, default_table, page, primary
 from trainers.recipe import Recipe
 from trainers.task import LabelledImages, Task
 
@@ -145,6 +146,31 @@ def test_the_page_has_the_plan_the_pictures_and_what_the_reward_was_worth(tmp_pa
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     (promise,) = re.findall(r"\| search-softmax \| ([\d. |+−-]+) \|\n", text.split("could the reward tell?")[1])
     assert promise.split(" | ")[:3] == ["0.5000", "0.5000", "+0.0000"]
+
+
+@pytest.fixture(scope="module")
+def committed() -> str:
+    return (RESULTS / "STUDY.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_page_is_what_the_committed_rows_say(committed: str) -> None:
+    assert page(data_sets()) == re.sub(r"!\[[^]]+\]\(\S+\)\n\n", "", committed)
+
+
+def test_the_differences_that_the_readme_names_are_those_of_the_page(committed: str) -> None:
+    readme = (RESULTS.parents[2] / "README.md").read_text(encoding="utf-8")
+    told = readme.partition("## Does searching pay?")[2].partition("\n## ")[0]
+    differences, known = set(estimates(told)), list(estimates(committed))
+    assert len(differences) >= 5
+    for each in differences:
+        assert any(each == pytest.approx(other, abs=0.00051) for other in known), each
+
+
+def estimates(text: str) -> Iterator[tuple[float, ...]]:
+    """The means with their intervals: `+.004 [−.016, +.024]`."""
+    number = r"([+−-]?0?\.\d+)"
+    for found in re.finditer(rf"{number}\s\[{number},\s{number}\]", text):
+        yield tuple(float(each.replace("−", "-")) for each in found.groups())
 
 
 def test_a_data_set_of_which_nothing_but_the_plan_is_there_is_said_to_be_that() -> None:
