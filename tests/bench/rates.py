@@ -32,6 +32,8 @@ from tests.bench.study import METRICS, Study
 from tests.bench.study_plan import FIRST, THIRD, plan_of
 
 NAME, SEEDS, RATES = "rates", (901, 902, 903), (0.1, 0.2, 0.4, 0.8)
+LONGER = 4
+"""Horizons of the trainings that say whether losses differ more when they are trained for longer."""
 DATA = (*FIRST.setups, *THIRD.setups)
 LOSSES: Mapping[str, LossSpec] = {
     "softmax, s 16": catalog.softmax(scale=16.0),
@@ -93,10 +95,6 @@ def agreements() -> pd.DataFrame:
 
 def _mean_and_error(scores: Sequence[float]) -> str:
     return f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1) / len(scores) ** 0.5:.4f}"
-
-
-LONGER = 4
-"""Horizons of the trainings that say whether losses differ more when they are trained for longer."""
 
 
 def by_length(data: str) -> dict[str, tuple[list[float], list[float]]]:
