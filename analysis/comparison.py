@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.ledger import Ledger
 from analysis.losses import describe, describe_recipe
 from analysis.significance import Estimate, TwoWay, Verdict, estimate, holm, p_better, paired_t_p, sign_flip_p, verdict
-from analysis.tables import score_title
+from analysis.tables import score_meaning, score_title
 from lfs.journal import FILE_NAME, JournalError, Opened, Scored, read_events
 
 Floats = npt.NDArray[np.float64]
@@ -213,6 +213,7 @@ class Results:
         caution = f"Comparisons in this workspace had opened them {before}× before, which may have shaped this one."
         first = caution if before else "It was the first time in this workspace."
         return [
+            *filter(None, [score_meaning(self.metric)]),
             f"The test identities were opened {when(self.opened.time)}, once, when all training was done. {first}",
             *self._troubles(),
         ]

@@ -150,7 +150,7 @@ def verdict_section(view: View) -> Section:
     pieces: tuple[Html | None, ...] = (
         page.verdict(
             headline(view.board, view.metric, finished=view.ledger.finished is not None),
-            remarks(view.trials, view.board, view.finals),
+            remarks(view.trials, view.board, view.finals, meaning=tables.score_meaning(view.ledger.reward_metric)),
         ),
         page.tiles(headline_numbers(view.totals, seconds=view.ledger.seconds)),
         page.table(rows, caption=f"The winner's {view.metric} minus each baseline's.") if len(rows) else None,

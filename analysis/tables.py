@@ -147,6 +147,13 @@ def score_title(metric: str | None) -> str:
     return named.get(metric, metric.replace("tar_at_far_", "TAR@FAR "))
 
 
+def score_meaning(metric: str | None) -> str | None:
+    """What a score is, in a sentence, where its name does not say it."""
+    if metric != "blend":
+        return None
+    return "The blend is the mean of rank-1, 1 − EER and the mean TAR over log FAR."
+
+
 def history_table(events: Iterable[Event]) -> pd.DataFrame:
     """One row an epoch trained: `number`, `epoch` (1-based, absolute) and every metric of that epoch."""
     return history_of(Ledger.of(events))

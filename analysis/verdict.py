@@ -59,13 +59,18 @@ def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
     return f"{scored}, {order} the best baseline, {rival['entrant']} ({rival[half]:.4f})."
 
 
-def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame) -> list[str]:
-    """What must be read beside the headline: seeds, the sealed test, selection, shrinkage, compute, collapse."""
+def remarks(
+    trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, meaning: str | None = None
+) -> list[str]:
+    """What must be read beside the headline: seeds, the sealed test, selection, shrinkage, compute, collapse.
+
+    `meaning` says what the score is."""
     winner, baselines = entrants_of(board)
     scored = [row for row in (winner, *baselines) if row is not None]
     seeds = "one seed" if len({row["seed"] for row in scored}) <= 1 else "one seed each"
     collapsed = ", ".join(f"{row['entrant']} ({row['collapse']})" for row in scored if row["collapse"])
     notes = [
+        meaning,
         f"Winner and baselines were trained with {seeds} and scored on validation identities only; the test is sealed.",
         "No interval was computed: nothing here shows that one loss is significantly better than another.",
         _selection(trials) if finals.empty else _final(finals),

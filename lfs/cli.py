@@ -127,13 +127,15 @@ def _conclude(run_dir: Path) -> None:
     """The table of winner and baselines, then the report's path."""
     from analysis.ledger import Ledger
     from analysis.report import write_report
-    from analysis.tables import finals_of, leaderboard_of
+    from analysis.tables import finals_of, leaderboard_of, score_meaning, score_title
     from lfs.journal import FILE_NAME, read_events
 
     ledger = Ledger.of(read_events(run_dir / FILE_NAME)[0])
     columns = ("", "reward half", "choice half", "images", "images in all")
-    table = Table(*columns, title="validation scores of one seed, best on the choice half first", title_justify="left")
-    notes = []
+    score = score_title(ledger.reward_metric)
+    title = f"validation {score} of one seed, best on the choice half first"
+    table = Table(*columns, title=title, title_justify="left")
+    notes = [note for note in [score_meaning(ledger.reward_metric)] if note]
     for row in leaderboard_of(ledger).to_dict("records"):
         name, scores = str(row["entrant"]), [_number(row["reward"]), _number(row["choice"])]
         table.add_row(name, *scores, f"{row['lineage_images']:,}", f"{row['total_images']:,}")

@@ -110,6 +110,13 @@ def test_advice_on_a_winners_own_recipe_fits_its_fields(recipe: dict[str, float]
     assert advice in words
 
 
+@pytest.mark.parametrize(("reward", "said"), [("blend", True), ("tar_at_far_1e-3", False)])
+def test_a_score_whose_name_does_not_say_what_it_is_is_explained(reward: str, said: bool) -> None:
+    _, *others = search_journal()
+    words = words_of(page_of([started(recipe={"horizon_epochs": 6, "reward": reward}), *others]))
+    assert ("The blend is the mean of rank-1, 1 − EER and the mean TAR over log FAR." in words) == said
+
+
 def test_a_winner_below_a_baseline_is_said_to_be_below() -> None:
     words = words_of(page_of(search_journal(level=0.4)))
     assert "below the best baseline" in words
