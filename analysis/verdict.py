@@ -59,12 +59,11 @@ def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
     return f"{scored}, {order} the best baseline, {rival['entrant']} ({rival[half]:.4f})."
 
 
-def remarks(
-    trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, meaning: str | None = None
-) -> list[str]:
+def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, meaning: str | None) -> list[str]:
     """What must be read beside the headline: seeds, the sealed test, selection, shrinkage, compute, collapse.
 
-    `meaning` says what the score is."""
+    `meaning` says what the score is.
+    """
     winner, baselines = entrants_of(board)
     scored = [row for row in (winner, *baselines) if row is not None]
     seeds = "one seed" if len({row["seed"] for row in scored}) <= 1 else "one seed each"

@@ -132,10 +132,9 @@ def _conclude(run_dir: Path) -> None:
 
     ledger = Ledger.of(read_events(run_dir / FILE_NAME)[0])
     columns = ("", "reward half", "choice half", "images", "images in all")
-    score = score_title(ledger.reward_metric)
-    title = f"validation {score} of one seed, best on the choice half first"
+    title = f"validation {score_title(ledger.reward_metric)} of one seed, best on the choice half first"
     table = Table(*columns, title=title, title_justify="left")
-    notes = [note for note in [score_meaning(ledger.reward_metric)] if note]
+    notes = [*filter(None, [score_meaning(ledger.reward_metric)])]
     for row in leaderboard_of(ledger).to_dict("records"):
         name, scores = str(row["entrant"]), [_number(row["reward"]), _number(row["choice"])]
         table.add_row(name, *scores, f"{row['lineage_images']:,}", f"{row['total_images']:,}")

@@ -18,7 +18,7 @@ def recipe_defaults(kind: Kind, *, embedded: bool) -> dict[str, object]:
     (`tests/bench/glyph_hardness.py` shows that they still rank losses). On drawings the blend told better than TAR@1e-3
     which loss has the better TAR@1e-3 on other identities (`tests/bench/fidelity.py`; on the glyphs
     `tests/bench/rates.py`). At a learning rate of .2 seven losses of scales up to 32 did better on the average than at
-    .1, AdaCos most (`tests/bench/rates.py`).
+    .1, AdaCos among those that gained most (`tests/bench/rates.py`).
     """
     if kind == "drawing":
         size = {"horizon_epochs": 8, "width": 16} if embedded else {"horizon_epochs": 6, "width": 32}

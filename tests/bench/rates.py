@@ -119,10 +119,9 @@ def longer() -> pd.DataFrame:
     """`by_length` of every data set, a line a loss."""
     columns: dict[str, dict[str, str]] = {}
     for data in DATA:
-        for place, head in enumerate(("one horizon", f"{LONGER} horizons")):
-            cells = {name: _mean_and_error(pair[place]) for name, pair in by_length(data).items()}
-            if cells:
-                columns[f"{data}, {head}"] = cells
+        if found := by_length(data):
+            for place, head in enumerate(("one horizon", f"{LONGER} horizons")):
+                columns[f"{data}, {head}"] = {name: _mean_and_error(pair[place]) for name, pair in found.items()}
     return pd.DataFrame(columns).fillna("–").rename_axis("").reset_index()
 
 

@@ -4,7 +4,7 @@ row of a data set. `FIRST` asks whether searching pays, `SECOND` whether it does
 default pays on the real data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from search_space import LossSpec, catalog
 from trainers.recipe import RewardMetric
@@ -29,9 +29,9 @@ class Setup:
     """So many of the training classes that are left out serve as further validation identities."""
 
     def as_row(self) -> dict[str, object]:
-        """Its fields but for those that later studies brought and that have their default here."""
-        later = {"learning_rate": 0.1, "spare_validate": 0}
-        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
+        """Its fields but for those at their default, which later studies brought."""
+        defaults = {each.name: each.default for each in fields(self)}
+        return {key: value for key, value in asdict(self).items() if value != defaults[key]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

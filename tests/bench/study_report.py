@@ -24,7 +24,7 @@ from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
 from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
-from tests.bench.study_plan import ADACOS, CONSTANT_GRID, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan
 from trainers.recipe import RewardMetric
 
 NAME = "study"
@@ -287,7 +287,7 @@ def headroom(data: DataSet) -> pd.DataFrame:
 
 def lessons(sets: Mapping[str, DataSet]) -> list[str]:
     """What kept searches from paying, as far as the rows tell."""
-    found = [said for data in sets if (said := _rate_lesson(data))]
+    found = [said for data in sets if data in FIRST.setups and (said := _rate_lesson(data))]
     found += [said for data in sets if (said := _length_lesson(data))]
     if FOR_HEADROOM in sets and (said := _identity_lesson(sets[FOR_HEADROOM])):
         found.append(said)
