@@ -128,10 +128,13 @@ def proxy(
 
 
 def _write(source: "ImageSource", target: Path, kind: str | None = None) -> None:
-    from trainers.formats.writing import write_images
+    from trainers.formats.writing import format_of, left_out, write_images
 
     with _progress("writing the images", len(source.names(source.files))) as advance:
         write_images(source, target, kind=kind, on_image=advance)
+    kind = kind or format_of(target)
+    if columns := left_out(source, kind):
+        out.print(f"left out, as the format {kind} has no place for them: {', '.join(columns)}", soft_wrap=True)
 
 
 @data_app.command()
@@ -142,7 +145,10 @@ def convert(
         str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; default: by DST's ending.")
     ] = None,
 ) -> None:
-    """Write an image set in another format, with its splits; the images keep their bytes."""
+    """Write an image set in another format, with its splits; the images keep their bytes.
+
+    What a table says of the images beyond that is kept by list, parquet and huggingface.
+    """
     from trainers.formats.opening import open_images
 
     with data_refusals():

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lfs.data_cli import FORMATS
 from tests.lfs.command import SPLIT, contents, lossearch
 from tests.lfs.test_bad_input import refused
+from tests.lfs.test_data_cli import place_of
 from tests.lfs.test_train import UNTRACKED
 from trainers.formats.opening import open_images
 from trainers.image_source import ImageSource
@@ -83,6 +85,29 @@ def test_groups_of_a_list_are_embedded_and_evaluated(name: str, network: Path, s
     assert list(content["results"]) == ["all", "group 0", "group 1"]
     aucs = [content["results"][group]["measures"]["auc"]["value"] for group in ("group 0", "group 1")]
     assert content["spread"]["auc"]["mean"] == pytest.approx(np.mean(aucs))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_further_columns_of_a_list_are_converted_or_said_to_be_left_out(kind: str, shapes: Path, here: Path) -> None:
+    _, table = listed(shapes)
+    write_csv(here / "list.csv", {**table, "image": table["race"]})
+    target, place = place_of(kind, here)
+    done = lossearch("data", "convert", "list.csv", target, "--format", kind)
+    assert done.code == 0, done.err
+    lost = {"list": [], "parquet": ["image"], "huggingface": ["image"]}.get(kind, ["race", "file", "image"])
+    told = f"left out, as the format {kind} has no place for them: {', '.join(lost)}"
+    assert [line for line in done.out.splitlines() if "left out" in line] == ([told] if lost else [])
+    before, after = open_images(here / "list.csv"), open_images(place)
+    assert after.splits == before.splits
+    assert after.columns == {name: texts for name, texts in before.columns.items() if name not in lost}
+
+
+def test_a_proxy_keeps_the_groups_of_its_images(shapes: Path, here: Path) -> None:
+    write_csv(here / "list.csv", listed(shapes)[1])
+    assert lossearch("data", "proxy", "list.csv", "small.parquet", "--identities", "5", "--images", "4").code == 0
+    small = open_images(Path("small.parquet"))
+    assert len(small.columns["race"]) == sum(map(len, small.files.values())) < 96
+    assert all(text == GROUPS[name.split("/")[1]] for name, text in small.columns["race"].items())
 
 
 def test_a_column_that_embeddings_have_themselves_is_refused(network: Path, shapes: Path, here: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
-from trainers.formats.labelled import Columns, Row, found_in_table, image_names
+from trainers.formats.labelled import Columns, Row, found_in_table, further_columns, image_names
 from trainers.image_folder import beside
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
@@ -29,6 +29,10 @@ from trainers.splits import TABLE_NAME
 _IMAGE_WORDS = ("image", "img", "bytes", "image_bytes", "content")
 _WRITTEN_AT_ONCE = 1000
 _IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_IMAGE, _TEXT = {"_type": "Image"}, {"dtype": "string", "_type": "Value"}
+
+TABLE_COLUMNS = ("image", "label", "split")
+"""Of a table that is written; further ones follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,24 +258,15 @@ def csv_line(path: Path, row: int) -> tuple[int, str]:
 
 
 def write_parquet(source: ImageSource, target: Path, on_image: OnImage) -> None:
-    """One parquet file: `image` (a struct of `bytes` and `path`), `label` (the class) and `split`."""
-    text = {"dtype": "string", "_type": "Value"}
-    features = {"image": {"_type": "Image"}, "label": text, "split": text}
-    schema = pa.schema(
-        [("image", _IMAGE_TYPE), ("label", pa.string()), ("split", pa.string())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    """One parquet file: `image` (a struct of `bytes` and `path`), `label` (the class), `split`, and further columns."""
+    schema = _schema(source, {"image": _IMAGE, "label": _TEXT, "split": _TEXT}, pa.string())
     _write(source, list(source.files), target, schema, on_image)
 
 
 def write_hugging_face(source: ImageSource, target: Path, on_image: OnImage) -> None:
     """A folder that `datasets.load_dataset` reads: `data/<split>-00000-of-00001.parquet`, labels as `ClassLabel`."""
     names = list(source.files)
-    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    schema = pa.schema(
-        [("image", _IMAGE_TYPE), ("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    schema = _schema(source, {"image": _IMAGE, "label": {"names": names, "_type": "ClassLabel"}}, pa.int64())
     (target / "data").mkdir(parents=True)
     for split, word in (("train", "train"), ("val", "validation"), ("test", "test")):
         classes = [name for name in names if source.splits[name] == split]
@@ -279,9 +274,19 @@ def write_hugging_face(source: ImageSource, target: Path, on_image: OnImage) -> 
             _write(source, classes, target / "data" / f"{word}-00000-of-00001.parquet", schema, on_image)
 
 
+def _schema(source: ImageSource, own: Mapping[str, Mapping[str, object]], label: pa.DataType) -> pa.Schema:
+    """These features and a text for each further column, as `datasets` describes them in the schema."""
+    features = {**own, **dict.fromkeys(further_columns(source, TABLE_COLUMNS), _TEXT)}
+    kinds = {"image": _IMAGE_TYPE, "label": label}
+    return pa.schema(
+        [(name, kinds.get(name, pa.string())) for name in features],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
 def _write(source: ImageSource, classes: Sequence[str], file: Path, schema: pa.Schema, on_image: OnImage) -> None:
     numbers = {name: number for number, name in enumerate(source.files)}
-    names = source.names(classes)
+    names, further = source.names(classes), further_columns(source, TABLE_COLUMNS)
     with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer, source.reader() as read:
         for first in range(0, len(names), _WRITTEN_AT_ONCE):
             columns: dict[str, list[Any]] = {name: [] for name in schema.names}
@@ -291,5 +296,7 @@ def _write(source: ImageSource, classes: Sequence[str], file: Path, schema: pa.S
                 columns["label"].append(label if "split" in columns else numbers[label])
                 if "split" in columns:
                     columns["split"].append(source.splits[label])
+                for column in further:
+                    columns[column].append(source.columns[column][name])
                 on_image(name)
             writer.write_table(pa.table(columns, schema=schema))

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.formats.labelled import Columns, Row, found_in_table, image_names
+from trainers.formats.labelled import Columns, Row, found_in_table, further_columns, image_names
 from trainers.image_folder import reading, write_folder
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 
 PATH_WORDS = ("path", "file", "filename", "image_path", "image")
 LABEL_WORDS = ("label", "class", "identity", "id", "target")
 """What the columns may be called; the first that is there counts."""
+LIST_COLUMNS = ("path", "label", "split")
+"""Of a list that is written; further ones follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,14 @@ def column_of(words: Sequence[str], columns: Sequence[str], path: Path) -> str:
 
 
 def write_list(source: ImageSource, target: Path, on_image: OnImage) -> None:
-    """A folder of images and `list.csv`, which says the class and split of each."""
+    """A folder of images and `list.csv`, which says the class and split of each, and what further columns say."""
     write_folder(source, target, on_image)
+    further = further_columns(source, LIST_COLUMNS)
     with (target / "list.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(("path", "label", "split"))
-        rows.writerows((name, label, source.splits[label]) for label in source.files for name in source.files[label])
+        rows.writerow((*LIST_COLUMNS, *further))
+        rows.writerows(
+            (name, label, source.splits[label], *(source.columns[column][name] for column in further))
+            for label in source.files
+            for name in source.files[label]
+        )

@@ -1,11 +1,11 @@
 """From rows of (class, file, split) to the names and splits of an image set, for formats that keep tables of images."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from trainers.image_source import DataError, FoundImages, Split, Store, by_class, wanted
+from trainers.image_source import DataError, FoundImages, ImageSource, Split, Store, by_class, wanted
 
 SPLIT_WORDS: Mapping[str, Split] = {
     "train": "train",
@@ -73,6 +73,11 @@ def found_in_table(
         splits=splits,
         conflict=conflict,
     )
+
+
+def further_columns(source: ImageSource, own: Collection[str]) -> list[str]:
+    """The columns of a set that a table has place for beside its `own`."""
+    return [column for column in source.columns if column not in own]
 
 
 def _splits(rows: Sequence[Row]) -> tuple[dict[str, Split] | None, str]:

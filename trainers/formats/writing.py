@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.formats.arrow_tables import write_hugging_face, write_parquet
-from trainers.formats.image_lists import write_list
+from trainers.formats.arrow_tables import TABLE_COLUMNS, write_hugging_face, write_parquet
+from trainers.formats.image_lists import LIST_COLUMNS, write_list
+from trainers.formats.labelled import further_columns
 from trainers.formats.pixel_arrays import write_npz
 from trainers.formats.record_sets import write_records
 from trainers.formats.tar_files import write_shards, write_tar
@@ -30,6 +31,13 @@ def write_images(
         raise DataError(f"{target} is there already; choose another name or remove it")
     with _in_place(target) as partial:
         WRITERS[kind](source, partial, on_image)
+
+
+def left_out(source: ImageSource, kind: str) -> list[str]:
+    """The columns of a set that the format `kind` has no place for."""
+    own = _TABLES.get(kind)
+    kept = [] if own is None else further_columns(source, own)
+    return [column for column in source.columns if column not in kept]
 
 
 def format_of(target: Path) -> str:
@@ -71,4 +79,7 @@ WRITERS: Mapping[str, Callable[[ImageSource, Path, OnImage], None]] = {
     "webdataset": write_shards,
     "zip": write_zip,
 }
+_TABLES = {"huggingface": TABLE_COLUMNS, "list": LIST_COLUMNS, "parquet": TABLE_COLUMNS}
+"""The formats that keep further columns, and what they call their own."""
+
 _ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
