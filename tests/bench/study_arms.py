@@ -68,6 +68,27 @@ def contrast(arm: Arm, rival: Arm, clusters: int) -> Contrast:
     return Contrast(arm=arm.name, rival=rival.name, difference=estimate, p=p)
 
 
+def together(pairs: Sequence[tuple[Arm, Arm, int]]) -> Contrast:
+    """The mean over data sets of one arm minus another: on each set the two arms and the number of clusters.
+
+    Units and identities of different sets are independent: their draws are joined in any order, and the variances of
+    Welch's test add up, with Satterthwaite's degrees of freedom. `n` counts the sets.
+    """
+    sets, drawn = len(pairs), []
+    for number, (arm, rival, clusters) in enumerate(pairs):
+        difference_B = arm.means(clusters)[0] - rival.means(clusters)[0]
+        drawn.append(np.random.default_rng(number).permutation(difference_B))
+    low, high = np.quantile(np.mean(drawn, axis=0), [LEVEL / 2, 1 - LEVEL / 2])
+    mean = float(np.mean([arm.score_U.mean() - rival.score_U.mean() for arm, rival, _ in pairs]))
+    scores = [each.score_U for arm, rival, _ in pairs for each in (arm, rival)]
+    variance = np.array([score_U.var(ddof=1) / len(score_U) for score_U in scores])
+    freedom = variance.sum() ** 2 / (variance**2 / [len(score_U) - 1 for score_U in scores]).sum()
+    p = float(2 * stats.t.sf(abs(mean) * sets / variance.sum() ** 0.5, freedom))
+    arm, rival, _ = pairs[0]
+    estimate = Estimate(mean=mean, low=float(low), high=float(high), n=sets)
+    return Contrast(arm=arm.name, rival=rival.name, difference=estimate, p=p)
+
+
 class DataSet:
     """The rows of a data set."""
 

@@ -22,9 +22,20 @@ from tests.bench.rates import agreements, by_length, longer, spans
 from tests.bench.rates import means as rates_of
 from tests.bench.rates import report as rates_report
 from tests.bench.rows import RESULTS, read_rows
-from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast
+from tests.bench.study_arms import LEVEL, Arm, Contrast, DataSet, contrast, together
 from tests.bench.study_pictures import draw_arms, draw_found, draw_reward
-from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan
+from tests.bench.study_plan import (
+    ADACOS,
+    CONSTANT_GRID,
+    FIRST,
+    LAST,
+    PLANS,
+    SEARCH_SOFTMAX,
+    SHUFFLED,
+    SOFTMAX,
+    THE_DEFAULT,
+    Plan,
+)
 from trainers.recipe import RewardMetric
 
 NAME = "study"
@@ -40,6 +51,9 @@ HEADROOM = """The three best of the 24 losses that were drawn at random and trai
 trainings, `fidelity.jsonl`), by validation, retrained under ten seeds. This looks into why, and tests nothing."""
 DEFAULTS = """The blend on the choice half, of the mean over a search's retrained networks, paired by search seed; ±
 standard error over searches."""
+TOGETHER = """`lossearch search` as it is by default was among the searches on these sets. The mean over the sets of its
+differences, each in the score that its set is tested by; sets count alike, their units and identities are independent.
+That it is looked at over the sets was not decided beforehand: this tests nothing."""
 RATES = """Validation alone, three seeds, the study's recipe: mean ± standard error over seeds. A loss's scale
 multiplies its gradient, so that a comparison at one learning rate compares rates too."""
 
@@ -104,6 +118,27 @@ def primary_table(plan: Plan, sets: Mapping[str, DataSet]) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("–")
 
 
+def together_table(sets: Mapping[str, DataSet]) -> pd.DataFrame:
+    """The product's default against its rivals, over all sets that have both; of studies of one set the first."""
+    lines = []
+    for rival in FIRST.rivals:
+        both: dict[str, DataSet] = {}
+        for name, data in sets.items():
+            if {THE_DEFAULT, rival} <= set(data.by_name):
+                both.setdefault(data.study.setups[name].data, data)
+        if len(both) > 1:
+            found = together([(d.by_name[THE_DEFAULT], d.by_name[rival], d.clusters) for d in both.values()])
+            lines.append(
+                {
+                    "contrast": f"{found.arm} − {found.rival}",
+                    "sets": ", ".join(data.name for data in both.values()),
+                    "difference": written(found.difference, sign="+"),
+                    "p, uncorrected": f"{found.p:.3g}",
+                }
+            )
+    return pd.DataFrame(lines)
+
+
 def exploratory_table(data: DataSet) -> pd.DataFrame:
     """Every search against AdaCos and the constant grid, uncorrected."""
     lines = []
@@ -136,7 +171,7 @@ def searches_table(plan: Plan) -> pd.DataFrame:
     lines = [
         {
             "search": name,
-            "method": search.method or "given losses",
+            "method": search.method or "the product's own",
             "settings": " ".join(search.settings).replace("|", "/") or "the method's own",
             "role": "control" if search.control else "contender",
         }
@@ -215,7 +250,7 @@ def spread(data: DataSet) -> str:
     """How far arms lie apart, how far seeds do, and how well the reward orders trainings and arms."""
     points = {name: each for name, each in trainings(data).items() if len(each) >= 3}
     if len(points) < 3:
-        return "Too few trainings are there to tell arms from seeds."
+        return "Too few arms have trainings enough to be told from luck."
     tests = {name: np.array(each)[:, 1] for name, each in points.items()}
     within = float(np.sqrt(np.mean([test_S.var(ddof=1) for test_S in tests.values()])))
     means = np.array([test_S.mean() for test_S in tests.values()])
@@ -397,6 +432,8 @@ def page(sets: Mapping[str, DataSet], pictures: Path | None = None) -> str:
             parts += [pipes(searches_table(plan)), "### The primary contrasts", pipes(primary_table(plan, own))]
         for name, data in own.items():
             parts += _of_data(name, data, pictures)
+    if (table := together_table(sets)).size:
+        parts += ["## The default over the data sets", TOGETHER, pipes(table)]
     if FOR_HEADROOM in sets and (table := headroom(sets[FOR_HEADROOM])).size:
         parts += ["## Is there anything to find?", HEADROOM, pipes(table)]
     if rates := rates_report():

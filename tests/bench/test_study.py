@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from search_space import LossSchedule, catalog
 from tests.bench.fidelity import thinned
 from tests.bench.rows import RESULTS
 from tests.bench.study import Unit, chosen_rate, units
-from tests.bench.study_arms import DataSet, contrast
+from tests.bench.study_arms import DataSet, contrast, together
 from tests.bench.study_pictures import margin
 from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
 from tests.bench.study_report import data_sets, default_table, page, primary
@@ -196,6 +197,18 @@ def test_a_contrast_is_over_searches_not_over_their_retrains() -> None:
     difference = contrast(one, other, clusters=10).difference
     assert difference.mean == pytest.approx(one.score_U.mean() - other.score_U.mean())
     assert difference.low < difference.mean < difference.high
+
+
+def test_a_contrast_over_one_set_is_the_contrast_and_over_more_it_is_narrower() -> None:
+    sets = [DataSet(rows_of(data, {"am-lfs": 0.002}, {})).by_name for data in FIRST.setups]
+    pairs = [(arms["am-lfs"], arms[ADACOS], 10) for arms in sets]
+    alone = [contrast(*pair) for pair in pairs]
+    assert together(pairs[:1]).p == pytest.approx(alone[0].p)
+    assert together(pairs[:1]).difference == replace(alone[0].difference, n=1)
+    found = together(pairs).difference
+    assert found.mean == pytest.approx(np.mean([each.difference.mean for each in alone]))
+    widths = [each.difference.high - each.difference.low for each in alone]
+    assert found.high - found.low == pytest.approx(math.hypot(*widths) / 2, rel=0.15)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
