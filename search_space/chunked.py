@@ -16,7 +16,7 @@ classes.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,12 @@ _EPILOGUE_ROWS = 512
 
 _SHORTEST = 1e-12
 """Norms below count as this and have no gradient, as in `torch.nn.functional.normalize`."""
+
+
+def refuse_unknown(name: str, value: str, known: object) -> None:
+    """Raises ValueError unless a value is of a `Literal`."""
+    if value not in get_args(known):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, but got {name}={value!r}")
 
 
 class Chunk(NamedTuple):
@@ -110,6 +116,8 @@ class ChunkedNegatives:
         fused_step: HeadSGD | None = None,
         shard: Shard | None = None,
     ) -> None:
+        for name, value, known in (("memory", memory, Memory), ("gradient_dtype", gradient_dtype, GradientDtype)):
+            refuse_unknown(name, value, known)
         training = torch.is_grad_enabled()
         self._shard = Shard(first_class=0, classes=len(w_RD) // centers) if shard is None else shard
         self._unit_ND, self._w_RD = unit_ND.detach(), w_RD.detach()
@@ -280,6 +288,8 @@ class ChunkedNegatives:
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over; no ∂L/∂w where it was used up."""
+        if self._buffers is not None:
+            self._buffers.release()
         own_n, row_nM = self._own()
         with torch.enable_grad():
             x_nD = unit_ND.detach()[own_n].requires_grad_()

@@ -9,7 +9,7 @@ from search_space.chunked import GradientDtype, Memory
 from search_space.distributed import world_size
 from search_space.head_sgd import Steppable
 from search_space.loss import Loss, build, carries_over
-from search_space.margin_loss import Implementation, margin_loss
+from search_space.margin_loss import Implementation, margin_loss, refuse_batch
 from search_space.spec import LossSpec
 from search_space.step_buffers import Buffers
 
@@ -63,7 +63,8 @@ class MarginHead(Steppable):
 
         What the old loss tracked (AdaCos's scale) or learned carries over where it means the same in the new one.
         Parameters that both have stay the very objects that an optimiser holds; give it those that a new loss begins to
-        learn. Raises ValueError when the new loss needs another number of class weights.
+        learn. `DistributedDataParallel` around the head must be made anew where the new loss learns other parameters.
+        Raises ValueError when the new loss needs another number of class weights.
         """
         if spec == self.loss.spec:
             return
@@ -88,13 +89,9 @@ class MarginHead(Steppable):
         Raises ValueError when the embeddings' width is not `dim`, for an empty batch, and unless each embedding has one
         label.
         """
-        if embeddings_ND.ndim != 2 or embeddings_ND.shape[1] != self.weight.shape[1]:
-            raise ValueError(f"embeddings must be N×{self.weight.shape[1]}, but got shape {tuple(embeddings_ND.shape)}")
-        if labels_N.shape != embeddings_ND.shape[:1] or not len(labels_N):
-            raise ValueError(
-                f"labels must be one for each embedding, and one at least, but got shape {tuple(labels_N.shape)} for "
-                f"{len(embeddings_ND)} embeddings"
-            )
+        refuse_batch(embeddings_ND, labels_N, self.weight.shape[1])
+        if not len(labels_N):
+            raise ValueError("a batch must have one embedding at least, but is empty")
         losses_N: Tensor
         if self._classes_seen == self._num_classes:
             losses_N = self._losses(embeddings_ND, self.weight, labels_N, None)
@@ -127,5 +124,5 @@ class MarginHead(Steppable):
                 f"{len(labels_N)}; raise it"
             )
         priority_C = torch.rand(self._num_classes, device=labels_N.device)
-        priority_C[labels_N] = 2.0
+        priority_C.scatter_(0, labels_N, 2.0)  # which refuses negative labels
         return priority_C.topk(self._classes_seen).indices.sort().values

@@ -24,6 +24,9 @@ from search_space.spec import COSINE_OBJECTIVES, LossSpec
 from search_space.step_buffers import Buffers
 from search_space.triton_head import TritonNegatives
 
+NOT_CHUNKED = (parts.SphereFace2, parts.SFace, parts.UniFace)
+"""Objectives that are no softmax of the logits, P2SGrad's excepted."""
+
 NOMINAL_NORM = 20.0
 """‖x‖ where a loss is drawn or probed without embeddings: the middle of AdaFace's range, as it starts."""
 
@@ -85,9 +88,12 @@ class Loss(nn.Module):
         `memory` says whether backward finds exponentials N×C stored in place of the cosines, or computes them again;
         `gradient_dtype` of bfloat16 rounds the factors of the gradients' products; `buffers` keeps what this batch
         allocates for the next; `fused_step` updates its class weights in backward, and leaves them no gradient;
-        `kernels` are Triton's, for the losses that `triton_head` supports.
+        `kernels` are Triton's, for the losses that `triton_head` supports. Raises ValueError for the other objectives,
+        and where `forward` does.
         """
         self._refuse_misfit(w_RD)
+        if isinstance(self.spec.objective, NOT_CHUNKED):
+            raise ValueError(f"objective '{self.spec.objective.kind}' is no softmax of the logits and has no chunks")
         with torch.autocast(device_type=x_ND.device.type, enabled=False):
             unit_ND, w_RD = F.normalize(x_ND.to(fn.wide(x_ND, w_RD))).contiguous(), w_RD.contiguous()
             negatives = negatives_of(self.spec, kernels=kernels)(

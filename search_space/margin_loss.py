@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from search_space import parts, triton_head
-from search_space.chunked import GradientDtype, Memory
+from search_space.chunked import GradientDtype, Memory, refuse_unknown
 from search_space.head_sgd import HeadSGD
-from search_space.loss import Loss
+from search_space.loss import NOT_CHUNKED, Loss
 from search_space.spec import LossSpec
 from search_space.step_buffers import Buffers
 
@@ -25,9 +25,6 @@ TRITON_ROWS = 16_384
 
 PLAIN_BYTES = 2**30
 """On other devices, where `chunked` was not timed, the plain form's matrices may have this size."""
-
-NOT_CHUNKED = (parts.SphereFace2, parts.SFace, parts.UniFace)
-"""Objectives that are no softmax of the logits, P2SGrad's excepted."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +62,8 @@ def margin_loss(
     `buffers` keeps what a step allocates for the next one. `fused_step` updates class weights that are its own in
     backward, and leaves them without a gradient (`HeadSGD`).
 
-    Raises ValueError for `triton` without Triton, a GPU of compute capability 8.0, or for float64.
+    Raises ValueError for `triton` without Triton, a GPU of compute capability 8.0, or for float64; and for an unknown
+    `impl`, `memory` or `gradient_dtype`.
     """
     if impl == "plain" or (impl == "auto" and torch.compiler.is_compiling()):
         return loss(x_ND, w_RD, label_N, class_N=class_N)  # type: ignore[no-any-return]
@@ -88,6 +86,7 @@ def margin_loss(
 
 def chosen_implementation(spec: LossSpec, impl: Implementation, x_ND: Tensor, w_RD: Tensor) -> tuple[Chosen, str]:
     """What runs, and why. Raises ValueError where `triton` is asked for and cannot run here."""
+    refuse_unknown("impl", impl, Implementation)
     lacks = triton_head.missing(x_ND, w_RD)
     if impl == "triton" and lacks:
         raise ValueError(f"impl='triton' cannot run here: {lacks}")
@@ -107,6 +106,17 @@ def chosen_implementation(spec: LossSpec, impl: Implementation, x_ND: Tensor, w_
     if matrix_bytes >= PLAIN_BYTES:
         return "chunked", f"a matrix of cosines would have {matrix_bytes / 2**30:.1f} GiB"
     return "plain", f"a matrix of cosines has {matrix_bytes / 2**20:.0f} MiB"
+
+
+def refuse_batch(embeddings_ND: Tensor, labels_N: Tensor, dim: int) -> None:
+    """Raises ValueError unless the embeddings are N×dim and each has one label."""
+    if embeddings_ND.ndim != 2 or embeddings_ND.shape[1] != dim:
+        raise ValueError(f"embeddings must be N×{dim}, but got shape {tuple(embeddings_ND.shape)}")
+    if labels_N.shape != embeddings_ND.shape[:1]:
+        raise ValueError(
+            f"labels must be one for each embedding, but got shape {tuple(labels_N.shape)} for {len(embeddings_ND)} "
+            "embeddings"
+        )
 
 
 @functools.cache

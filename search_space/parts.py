@@ -439,6 +439,14 @@ class NormRegularizer(FrozenModel):
     lower_norm: Annotated[Real, Field(gt=0, le=1000)] = 10.0
     upper_norm: Annotated[Real, Field(gt=0, le=1000)] = 110.0
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lower_norm >= self.upper_norm:
+            raise ValueError(
+                f"lower_norm < upper_norm must hold, but got norms {self.lower_norm:g}, {self.upper_norm:g}"
+            )
+        return self
+
 
 class MarginRegularizer(FrozenModel):
     """+ strength·(1 − mean over classes of the learned margin) (AdaM-Softmax, Liu et al., CVPR 2019)."""

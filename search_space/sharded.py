@@ -19,8 +19,8 @@ from search_space import parts
 from search_space.chunked import GradientDtype, Memory
 from search_space.distributed import Shard, gathered_parts, rank, whole_batch, world_size
 from search_space.head_sgd import Steppable
-from search_space.loss import build, negatives_of
-from search_space.margin_loss import NOT_CHUNKED, chosen_implementation, say_once
+from search_space.loss import NOT_CHUNKED, build, negatives_of
+from search_space.margin_loss import chosen_implementation, refuse_batch, say_once
 from search_space.spec import LossSpec
 
 WEIGHT = "weight"
@@ -43,9 +43,9 @@ class ShardedMarginHead(Steppable):
 
     `sample_rate` below 1 takes the batch's classes and random others, so many of each process's share; AdaCos scales
     its sum up to all classes. `generator` makes the weights that `MarginHead` makes of it, all of them, and keeps this
-    process's. `impl`, `memory` and `gradient_dtype` are `margin_loss`'s; what was chosen is logged. Every process has
-    its own `state_dict`; `joined_state` makes those of all processes that of a `MarginHead`, which `load_joined` takes
-    on any number of processes.
+    process's; without it processes of equal seeds make different ones. `impl`, `memory` and `gradient_dtype` are
+    `margin_loss`'s; what was chosen is logged. Every process has its own `state_dict`; `joined_state` makes those of
+    all processes that of a `MarginHead`, which `load_joined` takes on any number of processes.
 
     Raises ValueError for losses that `chunked` cannot run and for the regularizer 'hyperspherical_energy', and where
     there are fewer classes than processes.
@@ -70,22 +70,26 @@ class ShardedMarginHead(Steppable):
         self.impl, self.memory, self.gradient_dtype = impl, memory, gradient_dtype
         self._first, stop = (first_class(rank() + i, world_size(), num_classes) for i in (0, 1))
         self.loss = build(spec, num_classes=num_classes, class_counts=class_counts)
-        if world_size() > 1:
-            seed = torch.randint(2**31, (1,))
-            self.loss.generator = torch.Generator().manual_seed(int(gathered_parts(seed)[0]))
         if generator is None:
-            weight_RD = torch.randn((stop - self._first) * spec.centers, dim)
+            own = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))) + rank())
+            weight_RD = torch.randn((stop - self._first) * spec.centers, dim, generator=own)
         else:
             rows = slice(self._first * spec.centers, stop * spec.centers)
             weight_RD = torch.randn(num_classes * spec.centers, dim, generator=generator)[rows].clone()
         self.weight = nn.Parameter(weight_RD / dim**0.5)
 
     def forward(self, embeddings_nD: Tensor, labels_n: Tensor) -> Tensor:
-        """Mean loss of the global batch, a scalar; the processes' batches may differ in length."""
+        """Mean loss of the global batch, a scalar; the processes' batches may differ in length.
+
+        Raises ValueError where `MarginHead` does, for an empty batch only if it is so on all processes, and for a label
+        that is no class.
+        """
+        refuse_batch(embeddings_nD, labels_n, self.weight.shape[1])
+        self._share_randomness(embeddings_nD.device)
         with torch.autocast(device_type=embeddings_nD.device.type, enabled=False), whole_batch():
             x_ND, label_N = self._global(embeddings_nD, labels_n)
             w_RD, column_N, shard = self._taking_part(label_N)
-            unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD)))
+            unit_ND = F.normalize(x_ND.to(fn.wide(x_ND, w_RD))).contiguous()
             negatives = negatives_of(self._spec, kernels=self._runs_kernels(x_ND, w_RD))(
                 unit_ND,
                 w_RD,
@@ -99,6 +103,12 @@ class ShardedMarginHead(Steppable):
             cos_y_N = negatives.targets(unit_ND, w_RD)
             return self.loss.from_negatives(negatives, cos_y_N, label_N, fn.norms(x_ND)).mean()
 
+    def _share_randomness(self, device: torch.device) -> None:
+        """What a loss draws is the same on all processes; their backend may know no device but that of the batch."""
+        if world_size() > 1 and self.loss.generator is None:
+            seed = torch.randint(2**31, (1,)).to(device)
+            self.loss.generator = torch.Generator().manual_seed(int(gathered_parts(seed)[0]))
+
     def _runs_kernels(self, x_ND: Tensor, w_RD: Tensor) -> bool:
         chosen, why = chosen_implementation(self._spec, self.impl, x_ND, w_RD)
         if chosen == "plain":
@@ -107,10 +117,16 @@ class ShardedMarginHead(Steppable):
         return chosen == "triton"
 
     def _global(self, x_nD: Tensor, label_n: Tensor) -> tuple[Tensor, Tensor]:
-        if world_size() == 1:
-            return x_nD, label_n
-        x_ND: Tensor = _Gathered.apply(x_nD)  # type: ignore[no-untyped-call]
-        return x_ND, torch.cat(gathered_parts(label_n))
+        x_ND, label_N = x_nD, label_n
+        if world_size() > 1:
+            x_ND = _Gathered.apply(x_nD)  # type: ignore[no-untyped-call]
+            label_N = torch.cat(gathered_parts(label_n))
+        if not len(label_N):
+            raise ValueError("a batch must have one embedding at least, but is empty on all processes")
+        low, high = (int(each) for each in label_N.aminmax())
+        if low < 0 or high >= self._num_classes:
+            raise ValueError(f"labels must lie in [0, {self._num_classes}), but lie in [{low}, {high}]")
+        return x_ND, label_N
 
     def _taking_part(self, label_N: Tensor) -> tuple[Tensor, Tensor, Shard]:
         """Class weights, and the labels as columns of all that take part, which are numbered process by process."""
@@ -122,7 +138,8 @@ class ShardedMarginHead(Steppable):
         is_own_N = (here_N >= 0) & (here_N < own)
         priority = torch.rand(own, device=label_N.device)
         priority[here_N[is_own_N]] = 2.0
-        count = max(int((priority == 2.0).sum()), round(self._sample_rate * own), 1)
+        least = min(own, 2) if world_size() == 1 else 1  # a class needs another one beside it
+        count = max(int((priority == 2.0).sum()), round(self._sample_rate * own), least)
         class_S = priority.topk(count).indices.sort().values
         counts = [count] if world_size() == 1 else [int(each) for each in gathered_parts(class_S.new_tensor([count]))]
         before = sum(counts[: rank()])
@@ -132,7 +149,10 @@ class ShardedMarginHead(Steppable):
         return weight_SMD.flatten(0, 1), column_N, Shard(first_class=before, classes=sum(counts), split=True)
 
     def load_joined(self, state: Mapping[str, Tensor]) -> None:
-        """Take this process's share of a whole head's state."""
+        """Take this process's share of a whole head's state. Raises ValueError for one of other classes."""
+        rows_in_all = self._num_classes * self._spec.centers
+        if len(state[WEIGHT]) != rows_in_all:
+            raise ValueError(f"the head has {rows_in_all} class weights in all, but the state has {len(state[WEIGHT])}")
         rows = slice(self._first * self._spec.centers, self._first * self._spec.centers + len(self.weight))
         self.load_state_dict({**state, WEIGHT: state[WEIGHT][rows]})
 

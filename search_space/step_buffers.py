@@ -32,6 +32,10 @@ class Buffers:
             raise RuntimeError("persistent buffers hold one batch, but there is a forward whose backward has not run")
         self._user = weakref.ref(user)
 
+    def release(self) -> None:
+        """The batch's backward runs: the next forward may come, even while the graph of this one is still held."""
+        self._user = None
+
     def pushes(self, like_NK: Tensor, columns_before: int, columns: int) -> Tensor:
         """Room for E of a chunk; the chunks before and with it have so many columns of all."""
         count = len(like_NK)
@@ -46,7 +50,6 @@ class Buffers:
                 "persistent buffers hold one gradient and cannot add to it: "
                 "call zero_grad(set_to_none=True) before each backward"
             )
-        self._user = None
         self._gradient = _of_size(self._gradient, w_RD, w_RD.numel())
         return self._gradient.view_as(w_RD)
 

@@ -147,6 +147,8 @@ class TritonNegatives(ChunkedNegatives):
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over."""
+        if self._buffers is not None:
+            self._buffers.release()
         handed, self.handed = self.handed, None
         if handed is None:
             return super().gradients(unit_ND, w_RD, beta_N)

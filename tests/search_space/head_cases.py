@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_space import Loss, LossSpec, build, catalog, parts
-from search_space.margin_loss import NOT_CHUNKED
+from search_space.loss import NOT_CHUNKED
 
 CLASSES = 23
 

@@ -18,15 +18,16 @@ Answers = dict[str, Record]
 
 
 @contextmanager
-def in_group(rank: int, world: int, folder: str) -> Iterator[Answers]:
+def in_group(rank: int, world: int, folder: str, backend: str = "gloo") -> Iterator[Answers]:
     """Join the group of processes that meet in `folder`; what the body put into the answers is saved at the end."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=dt.timedelta(seconds=60))
+    dist.init_process_group(backend, store, rank=rank, world_size=world, timeout=dt.timedelta(seconds=60))
     answers: Answers = {}
     yield answers
-    dist.barrier()
+    if backend == "gloo":
+        dist.barrier()
     torch.save(answers, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 

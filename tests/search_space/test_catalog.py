@@ -316,6 +316,11 @@ def test_get_refuses_values_out_of_range(name: str, parameters: dict[str, catalo
         catalog.get(name, **parameters)
 
 
+def test_a_regularizer_needs_norms_that_rise() -> None:
+    with pytest.raises(ValueError, match=r"lower_norm < upper_norm must hold, but got norms 110, 10"):
+        NormRegularizer(lower_norm=110, upper_norm=10)
+
+
 @pytest.mark.parametrize("name", catalog.NAMES)
 def test_a_built_loss_keeps_its_spec(name: str) -> None:
     loss = build(catalog.get(name), num_classes=7, class_counts=[3] * 7)

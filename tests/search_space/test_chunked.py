@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from search_space import Loss, LossSpec, MarginHead, catalog, margin_loss
+from search_space import HeadSGD, Loss, LossSpec, MarginHead, build, catalog, margin_loss
 from search_space.chunked import ChunkedNegatives, GradientDtype, Memory
 from search_space.margin_loss import chosen_implementation, say_once
 from search_space.step_buffers import Buffers
@@ -265,6 +265,26 @@ def test_persistent_buffers_change_nothing_but_where_results_lie(gradient_dtype:
             with torch.no_grad():
                 each.weight.sub_(each.get_parameter("weight").grad)  # type: ignore[arg-type]
         assert torch.equal(head.weight, without.weight)
+
+
+def test_persistent_buffers_serve_a_step_in_backward_while_its_loss_is_still_held() -> None:
+    heads = [head_with_buffers(), MarginHead(catalog.arcface(), 50, DIM, impl="chunked")]
+    heads[1].load_state_dict(heads[0].state_dict())
+    for head in heads:
+        optimizer = HeadSGD(head, lr=0.1)
+        for seed in range(3):
+            optimizer.zero_grad()
+            loss = head(*embeddings(seed))
+            loss.backward()
+            optimizer.step()
+    assert torch.equal(heads[0].weight, heads[1].weight)
+
+
+@pytest.mark.parametrize("name", ["sphereface2_c", "sface", "uniface"])
+def test_what_is_no_softmax_has_no_chunks(name: str) -> None:
+    loss = build(catalog.get(name), num_classes=5)
+    with pytest.raises(ValueError, match=r"is no softmax of the logits and has no chunks"):
+        loss.chunked(torch.randn(3, DIM), torch.randn(5, DIM), torch.arange(3))
 
 
 def test_persistent_buffers_refuse_two_forwards_before_a_backward() -> None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -366,8 +367,27 @@ def test_labels_must_be_one_for_each_embedding(shape: tuple[int, ...]) -> None:
 
 
 def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="labels must be one for each embedding, and one at least"):
+    with pytest.raises(ValueError, match="a batch must have one embedding at least"):
         MarginHead(catalog.adacos_dynamic(), 10, 8)(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
+
+
+def test_a_negative_label_is_no_class_of_a_sampled_head_either() -> None:
+    head = MarginHead(catalog.cosface(), 50, 8, sample_rate=0.5)
+    with pytest.raises(RuntimeError, match="index -1 is out of bounds"):
+        head(torch.randn(3, 8), torch.tensor([4, -1, 7]))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"impl": "chunk"}, "impl must be one of auto, plain, chunked, triton, but got impl='chunk'"),
+        ({"impl": "chunked", "memory": "Store"}, "memory must be one of store, recompute, but got memory='Store'"),
+        ({"impl": "chunked", "gradient_dtype": "bf16"}, "gradient_dtype must be one of float32, bfloat16, but got"),
+    ],
+)
+def test_an_unknown_option_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        MarginHead(catalog.cosface(), 50, 8, **options)(torch.randn(3, 8), torch.arange(3))
 
 
 def test_a_learned_bias_stays_with_its_objective_and_scale() -> None:

@@ -212,6 +212,52 @@ def test_checkpoints_go_from_any_number_of_processes_to_any_other(
         assert torch.equal(value, state[name])
 
 
+def start_worker(rank: int, world: int, folder: str) -> None:
+    """A backend that knows no CPU, as NCCL, and one seed for all."""
+    with in_group(rank, world, folder, backend="cuda:gloo") as answers:
+        torch.manual_seed(0)
+        head = ShardedMarginHead(catalog.elasticface_arc(), 10, DIM)
+        answers["start"] = [{"weight": head.weight.detach()}]
+
+
+def test_a_head_is_made_without_a_message_and_each_process_begins_with_weights_of_its_own(tmp_path: Path) -> None:
+    one, other = (answer["start"][0]["weight"] for answer in answers_of(start_worker, 2, tmp_path))
+    assert one.shape == other.shape
+    assert not torch.isclose(one, other).any()
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "sentence"),
+    [
+        (3, [0, 7, 1], r"labels must lie in \[0, 7\), but lie in \[0, 7\]"),
+        (3, [0, -1, 1], r"labels must lie in \[0, 7\), but lie in \[-1, 1\]"),
+        (3, [0, 1], "labels must be one for each embedding"),
+        (0, [], "a batch must have one embedding at least"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(count: int, labels: list[int], sentence: str) -> None:
+    head = ShardedMarginHead(catalog.curricularface(), CLASSES, DIM)
+    before = head.state_dict()["loss.negative.t"].clone()
+    with pytest.raises(ValueError, match=sentence):
+        head(torch.randn(count, DIM), torch.tensor(labels, dtype=torch.long))
+    assert torch.equal(head.state_dict()["loss.negative.t"], before)
+
+
+@pytest.mark.parametrize("name", ["arcface", "adacos_dynamic"])
+def test_a_sampled_class_has_another_one_beside_it(name: str) -> None:
+    head = ShardedMarginHead(catalog.get(name), 10, DIM, sample_rate=0.05)
+    x_ND = torch.randn(4, DIM, requires_grad=True)
+    (grad_ND,) = torch.autograd.grad(head(x_ND, torch.full((4,), 3)), x_ND)
+    assert grad_ND.isfinite().all()
+    assert grad_ND.any()
+
+
+def test_the_state_of_other_classes_is_refused() -> None:
+    state = MarginHead(catalog.arcface(), 20, DIM).state_dict()
+    with pytest.raises(ValueError, match="the head has 7 class weights in all, but the state has 20"):
+        ShardedMarginHead(catalog.arcface(), CLASSES, DIM).load_joined(state)
+
+
 def first_class_of_five(own: int, step: int, _: int, classes: int) -> int:
     return (own + step) * classes // 5
 

@@ -108,6 +108,11 @@ def test_only_what_asks_for_a_gradient_gets_one(run: Run) -> None:
     assert torch.equal(of_w, both_w)
 
 
+def test_embeddings_may_lie_in_memory_as_they_like(run: Run) -> None:
+    by_rows, by_columns = run(triton_cases.sharded_losses)
+    torch.testing.assert_close(by_rows, by_columns)
+
+
 @pytest.mark.parametrize("gradient_dtype", ["float32", "bfloat16"])
 def test_persistent_buffers_change_nothing_but_where_results_lie(gradient_dtype: GradientDtype, run: Run) -> None:
     without, kept = run(triton_cases.weights_after_steps, gradient_dtype)

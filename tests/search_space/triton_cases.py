@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from search_space import HeadSGD, MarginHead, catalog, triton_head
+from search_space import HeadSGD, MarginHead, ShardedMarginHead, catalog, triton_head
 from search_space.chunked import GradientDtype, Memory
 from tests.search_space.head_cases import SPECS, Error, at_scale, built, errors, with_gradients
 
@@ -78,6 +78,13 @@ def partial_gradients(device: str) -> list[Tensor]:
     return [each.cpu() for each in (of_x, of_w, *both)]
 
 
+def sharded_losses(device: str) -> list[Tensor]:
+    """Of a sharded head, for embeddings that lie row by row and for the same column by column."""
+    x_ND, _, label_N = batch(9, 70, 16, device)
+    head = ShardedMarginHead(catalog.arcface(), 70, 16, impl="triton").to(device)
+    return [head(each.detach(), label_N).detach().cpu() for each in (x_ND, x_ND.T.contiguous().T)]
+
+
 def weights_after_steps(gradient_dtype: GradientDtype, device: str) -> list[Tensor]:
     """Of a head on the kernels, without and with persistent buffers, after three steps, one of a smaller batch."""
     heads = [
@@ -107,12 +114,21 @@ def fused_and_separate(momentum: float, memory: Memory, device: str) -> list[tup
     found = []
     for optimizer_of in (HeadSGD, lambda head, **settings: torch.optim.SGD([head.weight], **settings)):
         generator = torch.Generator().manual_seed(0)
-        head = MarginHead(catalog.arcface(scale=16), 150, 16, generator=generator, impl="triton", memory=memory)
+        head = MarginHead(
+            catalog.arcface(scale=16),
+            150,
+            16,
+            generator=generator,
+            impl="triton",
+            memory=memory,
+            persistent_buffers=optimizer_of is HeadSGD,
+        )
         optimizer = optimizer_of(head.to(device), lr=0.5, momentum=momentum, weight_decay=0.01)
         for count in (9, 5, 70):
             x_ND, _, label_N = batch(count, 150, 16, device)
             with patch.object(triton_head, "RECOMPUTED_ROWS", 64):
-                head(x_ND.detach(), label_N).backward()
+                loss = head(x_ND.detach(), label_N)  # held until the next one is there
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         kept = optimizer.state[head.weight].get("momentum_buffer")
