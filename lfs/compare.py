@@ -21,6 +21,7 @@ import numpy.typing as npt
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.comparison import FOLDER, KEY, Comparison, clusters_of
 from lfs.entrants import Entrant
+from lfs.errors import data_refusals
 from lfs.journal import FILE_NAME, Event, Finished, Journal, JournalError, Opened, Resumed, Scored, Started, read_events
 from lfs.launch import OnEvent, Plan, executor_of, held_journal, started, workspace_of
 from lfs.runner import default_device
@@ -115,7 +116,8 @@ class _Test:
         """Open the test and score what is not scored yet."""
         config = self._launch.config.data
         run_dir = self._folder.parent.parent
-        sealed = load_sealed_test(config, cache_dir=workspace_of(run_dir) / "cache")
+        with data_refusals():
+            sealed = load_sealed_test(config, cache_dir=workspace_of(run_dir) / "cache")
         cluster_N = clusters_of(list(sealed_class_sizes(config)))[sealed.labels]
         if not any(isinstance(event, Opened) for event in self._journal):
             self._record(_opened(sealed, cluster_N, run_dir), on_event)

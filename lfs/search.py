@@ -22,7 +22,7 @@ from lfs.journal import (
     Started,
     Told,
 )
-from lfs.preflight import Preflight, Verdicts
+from lfs.preflight import Preflight, Verdicts, spoiled
 from lfs.sources import versions
 from lfs.trial import Trial
 from trainers.outcome import Outcome
@@ -173,7 +173,7 @@ class _Loop:
         for verdict in past.verdicts.values():
             self._verdicts.add(verdict, self.told)
         trained = self._verdicts.trains
-        self._recent_errors.extend(outcome.error for number, outcome in past.told.items() if trained(number))
+        self._recent_errors.extend(_failure(outcome) for number, outcome in past.told.items() if trained(number))
         self._new = _unexamined(events)
         if self._preflight is not None:
             for trial in self.asked.values():
@@ -293,7 +293,7 @@ class _Loop:
                 self._checkpoints.save(number, checkpoint)
         self._tell(done.trial, done.outcome)
         self._settle()
-        self._stop_if_all_fail_alike(done.outcome.error)
+        self._stop_if_all_fail_alike(_failure(done.outcome))
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         self.record(Told(trial=trial.number, outcome=outcome))
@@ -312,6 +312,11 @@ class _Loop:
         self._recent_errors.append(error)
         if len(self._recent_errors) == IDENTICAL_FAILURES and error and set(self._recent_errors) == {error}:
             raise SearchStoppedError(f"{IDENTICAL_FAILURES} trials in a row failed alike: {error}")
+
+
+def _failure(outcome: Outcome) -> str | None:
+    """Why a trial failed, None where it did not or its own loss diverged: five such losses are no broken machine."""
+    return outcome.error if spoiled(outcome) else None
 
 
 def _listed(names: Mapping[str, str]) -> str:

@@ -166,6 +166,12 @@ def test_five_identical_failures_in_a_row_stop_the_search_unfinished(tmp_path: P
     assert sum(isinstance(event, Told) for event in events) == 7
 
 
+def test_losses_that_diverge_alike_do_not_stop_the_search(tmp_path: Path) -> None:
+    runner = RecordingRunner(failing=dict.fromkeys(range(2, 100), "diverged: the loss is not finite in epoch 4"))
+    events = run(tmp_path / "a", CONTROLLERS["with_baselines"](0), runner)
+    assert isinstance(events[-1], Finished)
+
+
 def test_different_failures_do_not_stop_the_search(tmp_path: Path) -> None:
     runner = RecordingRunner(failing={number: f"failure {number}" for number in range(2, 100)})
     events = run(tmp_path / "a", CONTROLLERS["with_baselines"](0), runner)
