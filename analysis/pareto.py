@@ -5,7 +5,6 @@ import pandas as pd
 from analysis.figures import MUTED, SEARCH, WINNER, Figure, draw, plain, scatter, worth_drawing
 from analysis.ledger import Ledger
 from analysis.losses import describe
-from lfs.journal import Told
 
 
 def objectives_of(ledger: Ledger) -> dict[str, str]:
@@ -26,7 +25,7 @@ def pareto_of(ledger: Ledger) -> pd.DataFrame:
     objectives = objectives_of(ledger)
     rows = [
         {"number": number, "loss": describe(ledger.trials[number].schedule.final)}
-        | {metric: _value(told, metric) for metric in objectives}
+        | {metric: told.outcome.value(metric) for metric in objectives}
         for number, told in sorted(ledger.told.items())
         if told.outcome.error is None and ledger.trials[number].role == "search"
     ]
@@ -37,12 +36,6 @@ def pareto_of(ledger: Ledger) -> pd.DataFrame:
         not ((values_PK >= value_K).all(1) & (values_PK > value_K).any(1)).any() for value_K in values_PK
     ]
     return frame.sort_values(["on_front", *objectives], ascending=False, kind="stable", ignore_index=True)
-
-
-def _value(told: Told, metric: str) -> float | None:
-    outcome = told.outcome
-    known = {"reward": outcome.reward, "seconds": outcome.seconds, "images": float(outcome.images)}
-    return known[metric] if metric in known else outcome.metrics.get(metric)
 
 
 def pareto_figure(trials: pd.DataFrame, objectives: dict[str, str]) -> Figure:

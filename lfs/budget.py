@@ -83,8 +83,11 @@ class Budgeted:
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Count what the trial cost, and hand the outcome on."""
         self._images += outcome.images
+        epochs = trial.epochs_of_its_own(self._asked)
         if outcome.images:
-            self._told_epochs += trial.epochs_of_its_own(self._asked)
+            self._told_epochs += epochs
+        else:
+            self._epochs -= epochs  # it was not trained: rejected, or given another's outcome
         if outcome.reward is not None:
             self._best = outcome.reward if self._best is None else max(self._best, outcome.reward)
         self._inner.tell(trial, outcome)

@@ -86,8 +86,7 @@ def resume(run: Run, overrides: Set = None) -> None:
 
 
 def _run(planned: "Plan") -> None:
-    from lfs.journal import FILE_NAME
-    from lfs.launch import run, workspace_of
+    from lfs.launch import has_begun, run, workspace_of
     from lfs.progress import Progress
     from lfs.reading_bar import name_damaged
     from lfs.search import SearchStoppedError
@@ -114,8 +113,7 @@ def _run(planned: "Plan") -> None:
                 )
                 raise typer.Exit(STOPPED)
         except Interrupted:
-            begun = (run_dir / FILE_NAME).exists()
-            what = f"go on with: lossearch resume {run_dir}" if begun else "nothing was begun"
+            what = f"go on with: lossearch resume {run_dir}" if has_begun(run_dir) else "nothing was begun"
             out.print(f"interrupted; {what}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except SearchStoppedError as error:

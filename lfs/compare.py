@@ -32,7 +32,7 @@ from trainers.data import load_sealed_test, sealed_class_sizes
 from trainers.evaluation import embeddings
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
-from trainers.recipe import FARS, Numerics, Recipe
+from trainers.recipe import FARS, Numerics
 from trainers.resampling import draw_clusters, resampled
 from trainers.task import LabelledImages
 from trainers.verification import MEAN_TAR_FARS, blend, metric_name, verification
@@ -90,7 +90,8 @@ def _train(comparison: Comparison, launch: Plan, journal: Journal, on_event: OnE
         journal.append(opening)
         on_event(opening)
         store = _NetworkStore(folder, budget_bytes=_UNLIMITED_BYTES)
-        search(comparison.plan.controller(), executor, journal, store, choose=lambda *_: None, on_event=on_event)
+        controller = comparison.plan.controller()
+        search(controller, executor, journal, store, choose=lambda *_: None, keep_live=True, on_event=on_event)
     return store
 
 
@@ -157,7 +158,7 @@ class _Test:
                 f"the network of trial {number} is gone from {self._folder / 'checkpoints'}; put it back, or start "
                 "another comparison with --again"
             )
-        recipe = Recipe.model_validate({**self._launch.recipe.model_dump(), **self._past.asked[number].recipe})
+        recipe = self._launch.recipe.changed(self._past.asked[number].recipe)
         embedded_ND = embeddings(
             checkpoint, sealed.images, recipe=recipe, numerics=self._numerics, device=default_device()
         )

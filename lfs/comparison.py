@@ -25,9 +25,9 @@ from lfs.entrants import (
     schedule_controls,
 )
 from lfs.journal import FILE_NAME, Asked, Event, JournalError, Scored, Started, read_events
-from lfs.launch import Plan, read_search, workspace_of
+from lfs.launch import Plan, read_search, refuse_threads, workspace_of
 from search_space.frozen import FrozenModel
-from trainers.data import load_task, sealed_class_sizes
+from trainers.data import load_sealed_test, load_task, sealed_class_sizes
 from trainers.image_source import DataError
 from trainers.recipe import Recipe, RewardMetric
 
@@ -188,6 +188,7 @@ def _config(started: Started, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         if not override.startswith("executor."):
             raise ConfigError(f"a comparison takes --set for executor only, but got '{override}'")
+        refuse_threads(override)
     return overridden(started.config, overrides)
 
 
@@ -294,8 +295,10 @@ def _chosen(known: Sequence[Entrant], options: CompareOptions) -> list[Entrant]:
 
 def _launch(run_dir: Path, folder: Path, config: RunConfig, started: Started, plan: ComparisonPlan) -> Plan:
     """What the executors need; the data is loaded and must be that of the search."""
+    cache_dir = workspace_of(run_dir) / "cache"
     try:
-        task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache")
+        task = load_task(config.data, cache_dir=cache_dir)
+        load_sealed_test(config.data, cache_dir=cache_dir)  # its images must decode; nothing looks at them yet
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     if task.digest != started.data["digest"]:

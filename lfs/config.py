@@ -311,6 +311,14 @@ class RunConfig(FrozenModel):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _baselines_can_be_told_apart(self) -> Self:
+        titles = [loss.title for loss in self.all_baselines()]
+        for index, loss in enumerate(self.baselines, len(titles) - len(self.baselines)):
+            if loss.title in titles[:index]:
+                raise ValueError(f"two baselines are called '{loss.title}'; give one of them another name")
+        return self
+
+    @model_validator(mode="after")
     def _method_fits_the_space(self) -> Self:
         search, kind = self.search, self.space.kind
         if isinstance(search, ReleasedConfig) and kind != "modulating_factor":

@@ -90,10 +90,16 @@ def _lay_beneath(values: dict[str, Any], method: str) -> None:
 
 def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
     """A stored config with `key=value` overrides. Raises `ConfigError`."""
+    return validated(laid_under(values, overrides))
+
+
+def laid_under(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Stored values with `key=value` overrides, not validated. Raises `ConfigError`."""
     changed = copy.deepcopy(dict(values))
     for override in overrides:
         _set(changed, override)
-    return validated(changed)
+    _anchor(changed, Path.cwd())
+    return changed
 
 
 def validated(values: Mapping[str, Any]) -> RunConfig:
@@ -219,9 +225,9 @@ def sentence(error: ValidationError, values: object, tables: Mapping[str, type[F
     if rest and isinstance(inside, Mapping):  # a part of what this table makes: name the key that gave the value
         place = next(_places(inside, value), None)
         keys, right = (keys + place, right) if place else (keys, f"{rest[-1]} {right}")
-    elif rest and kind != "finite_number":
+    elif rest and kind != "finite_number" and not isinstance(inside, str):  # a text with several numbers is a list
         right = "must be a longer list" if kind == "missing" else "must be a single value"
-    return f"{'.'.join(keys)}: {right}{_but_got(value)}"
+    return f"{'.'.join(keys)}{': ' if keys else ''}{right}{_but_got(value)}"
 
 
 def _split(location: Sequence[int | str], values: object) -> tuple[list[str], Sequence[int | str], object]:

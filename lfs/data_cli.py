@@ -203,6 +203,8 @@ def check(
     from trainers.image_source import SPLITS
     from trainers.repeats import between_splits, repeats
 
+    if checkpoint is not None and embeddings is not None:
+        raise UserError(f"labels are doubted by --checkpoint {checkpoint} or --embeddings {embeddings}; leave one out")
     with data_refusals():
         opened = open_images(path)
         with _progress("looking at the images", len(opened.names(opened.files))) as advance:

@@ -190,7 +190,7 @@ def known_baselines(
             kind="baseline",
             how=how,
             candidates=(LossSchedule.constant(loss.spec()),),
-            epochs=_horizon(recipe, loss.recipe),
+            epochs=recipe.changed(loss.recipe).horizon_epochs,
             recipe=loss.recipe,
         )
         for loss, how in named
@@ -208,10 +208,6 @@ def known_baselines(
     ]
     known = fixed + tuned
     return [each.with_rates(grid.learning_rates) for each in known] if grid.learning_rates else known
-
-
-def _horizon(recipe: Recipe, changes: Mapping[str, Scalar]) -> int:
-    return Recipe.model_validate({**recipe.model_dump(), **changes}).horizon_epochs
 
 
 def controls(baselines: Sequence[Entrant], kinds: Sequence[EqualCompute], times: int) -> list[Entrant]:

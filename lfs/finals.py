@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lfs.controller import Controller
-from lfs.trial import Trial
+from lfs.trial import Scalar, Trial, furthest
 from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.outcome import Outcome
@@ -18,14 +18,22 @@ from trainers.outcome import Outcome
 class Finals:
     """A search, and then `seeds` further trainings, from scratch, of each of its best `candidates`.
 
-    The best are those with the highest `score` among the trials that trained the longest; each schedule counts once.
-    All finalists share the further seeds.
+    The best are those with the highest `score` among the trials that reached their horizon, or, where none did, that
+    trained the longest; each schedule counts once in each recipe. All finalists share the further seeds.
     """
 
     def __init__(
-        self, inner: Controller, *, candidates: int, seeds: int, seed: int, score: Callable[[Outcome], float]
+        self,
+        inner: Controller,
+        *,
+        candidates: int,
+        seeds: int,
+        seed: int,
+        horizon_epochs: int,
+        score: Callable[[Outcome], float],
     ) -> None:
         self._inner, self._candidates, self._score = inner, candidates, score
+        self._horizon_epochs = horizon_epochs
         self._seeds = np.random.SeedSequence([seed, seeds]).generate_state(seeds)
         self._asked: dict[int, Trial] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -67,15 +75,16 @@ class Finals:
     def _finalists(self) -> list[int]:
         """The best first."""
         done = [
-            number
+            self._asked[number]
             for number, outcome in self._outcomes.items()
             if self._asked[number].role == "search" and outcome.error is None and outcome.images
         ]
-        deepest = max((self._asked[number].epochs for number in done), default=0)
-        scores = {n: self._score(self._outcomes[n]) for n in done if self._asked[n].epochs == deepest}
-        best: dict[LossSchedule, int] = {}
+        deep = furthest(done, self._horizon_epochs)
+        scores = {trial.number: self._score(self._outcomes[trial.number]) for trial in deep}
+        best: dict[tuple[LossSchedule, frozenset[tuple[str, Scalar]]], int] = {}
         for number in sorted(scores, key=lambda number: (-scores[number], number)):
-            best.setdefault(self._asked[number].schedule, number)
+            trial = self._asked[number]
+            best.setdefault((trial.schedule, frozenset(trial.recipe.items())), number)
             if len(best) == self._candidates:
                 break
         return list(best.values())

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from lfs.config_file import sentence
 from lfs.errors import UserError
 from lfs.launch import read_search
 from lfs.trial import Scalar
@@ -50,8 +51,7 @@ def find_loss(choice: LossChoice) -> FoundLoss:
     try:
         return FoundLoss(schedule=LossSchedule.constant(catalog.get(choice.source, **choice.parameters)))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"loss.parameters: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
+        raise UserError(sentence(error, {"loss": {"parameters": choice.parameters}})) from None
     except ValueError as error:
         hint = "; a file must end in .json" if choice.source not in catalog.NAMES else ""
         raise UserError(f"loss: {error}{hint}") from None

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 
 from lfs.checkpoints import CheckpointStore
-from lfs.config_file import ConfigError
+from lfs.config_file import ConfigError, laid_under
 from lfs.found_loss import find_loss, mapped
 from lfs.journal import (
-    FILE_NAME,
     TRAINING,
     Completed,
     Journal,
@@ -25,7 +24,7 @@ from lfs.journal import (
     Started,
     Trained,
 )
-from lfs.launch import OnEvent, held_journal, laid_over, read_run, workspace_of
+from lfs.launch import OnEvent, has_begun, held_journal, laid_over, read_run, workspace_of
 from lfs.runner import default_device
 from lfs.sources import versions
 from lfs.train_config import TrainConfig, validated_training
@@ -68,7 +67,7 @@ class TrainingPlan:
 
 def plan_training(config: TrainConfig, folder: Path, *, on_decoded: OnDecoded = lambda *_: None) -> TrainingPlan:
     """Check that the parts fit and load the data. Writes nothing but the image cache. Raises `UserError`."""
-    if (folder / FILE_NAME).exists():
+    if has_begun(folder):
         raise _taken(folder)
     found = find_loss(config.loss)
     recipe = FullRecipe.model_validate(dict(config.recipe))
@@ -92,13 +91,10 @@ def plan_resumed(
     if not isinstance(training, dict):
         raise JournalError(f"{folder} holds a search, not a training; go on with: lossearch resume {folder}")
     values = {key: value for key, value in started.config.items() if key != TRAINING}
-    tracking = dict(values["tracking"]) if isinstance(values["tracking"], dict) else {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not key.startswith("tracking.") or not equals:
+        if not override.startswith("tracking."):
             raise ConfigError(f"a resumed training takes --set for tracking only, but got '{override}'")
-        tracking[key.removeprefix("tracking.")] = text if key == "tracking.uri" else text == "true"
-    config = validated_training({**values, "tracking": tracking})
+    config = validated_training(laid_under(values, overrides))
     horizon = training["horizon_epochs"]
     planned = _plan(
         config,

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from lfs.budget import Budget, Clock
 from lfs.checkpoints import CheckpointStore
-from lfs.config import RunConfig
-from lfs.config_file import ConfigError, overridden
+from lfs.config import FixedListConfig, RunConfig
+from lfs.config_file import ConfigError, overridden, sentence
 from lfs.controller import Controller
 from lfs.executor import Executor, SerialExecutor
 from lfs.journal import (
@@ -101,9 +101,15 @@ def plan_new(config: RunConfig, run_dir: Path, *, on_decoded: OnDecoded = lambda
 
     Raises `ConfigError` or `trainers.image_source.DataError`.
     """
-    if (run_dir / FILE_NAME).exists():
+    if has_begun(run_dir):
         raise _holds_a_search(run_dir)
     return _plan(config, run_dir, None, on_decoded)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the journal of a folder holds an event: a process that is killed at once leaves an empty one."""
+    path = folder / FILE_NAME
+    return path.exists() and bool(read_events(path)[0])
 
 
 def _holds_a_search(run_dir: Path) -> ConfigError:
@@ -122,6 +128,7 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnD
     for override in overrides:
         if not override.startswith(("executor.", "tracking.")):
             raise ConfigError(f"a resumed search takes --set for executor and tracking only, but got '{override}'")
+        refuse_threads(override)
     planned = _plan(overridden(started.config, overrides), run_dir, started, on_decoded)
     if planned.task.digest != started.data["digest"]:
         raise JournalError(
@@ -131,6 +138,15 @@ def plan_resume(run_dir: Path, overrides: Sequence[str] = (), *, on_decoded: OnD
     clock = Clock()
     past = replay(controller_of(planned.config, planned.task, planned.recipe, clock), events, clock)
     return replace(planned, finished=past.finished is not None)
+
+
+def refuse_threads(override: str) -> None:
+    """Raises `ConfigError` for an override that a search's numerics have decided."""
+    if override.startswith("executor.threads"):
+        raise ConfigError(
+            f"executor.threads belongs to the arithmetic with which the search began, but got '{override}'; leave it "
+            "out, or start a new search"
+        )
 
 
 def read_search(run_dir: Path) -> tuple[Started, list[Event]]:
@@ -169,10 +185,7 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded:
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     recipe = resolved_recipe(config, task)
-    try:
-        check_network(recipe, image_shape=task.image_shape)
-    except NetworkError as error:
-        raise ConfigError(f"recipe.network: {error}") from None
+    _refuse_recipes(config, recipe, task)
     controller_of(config, task, recipe, Clock())
     epochs = planned_epochs(config, recipe)
     return Plan(
@@ -184,6 +197,27 @@ def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded:
         at_once=most_at_once(config),
         started=started,
     )
+
+
+def _refuse_recipes(config: RunConfig, recipe: Recipe, task: Task) -> None:
+    """Raises `ConfigError` for a network that does not fit the images, and for a named loss's fields that do not fit
+    the recipe."""
+    lists = {"baselines": config.baselines}
+    if isinstance(config.search, FixedListConfig):
+        lists["search.losses"] = config.search.losses
+    recipes = {"recipe": recipe}
+    for key, losses in lists.items():
+        for index, loss in enumerate(losses):
+            where = f"{key}.{index}.recipe"
+            try:
+                recipes[where] = recipe.changed(loss.recipe)
+            except ValidationError as error:
+                raise ConfigError(f"{where}: with the run's recipe, {sentence(error, loss.recipe)}") from None
+    for where, each in recipes.items():
+        try:
+            check_network(each, image_shape=task.image_shape)
+        except NetworkError as error:
+            raise ConfigError(f"{where}.network: {error}") from None
 
 
 def controller_of(config: RunConfig, task: Task, recipe: Recipe, clock: Clock) -> Controller:

@@ -59,6 +59,7 @@ def whole_search(config: RunConfig, recipe: Recipe, clock: Clock, *, class_count
         candidates=config.finals.candidates,
         seeds=config.finals.seeds,
         seed=config.seed,
+        horizon_epochs=recipe.horizon_epochs,
         score=lambda outcome: reward_of(outcome.metrics, recipe.reward, "choice"),
     )
 
@@ -68,7 +69,7 @@ def _fixed_list(losses: Sequence[NamedLoss], recipe: Recipe, seed: int, role: Ro
         NamedSchedule(
             name=loss.title,
             schedule=LossSchedule.constant(loss.spec()),
-            epochs=Recipe.model_validate({**recipe.model_dump(), **loss.recipe}).horizon_epochs,
+            epochs=recipe.changed(loss.recipe).horizon_epochs,
             recipe=loss.recipe,
         )
         for loss in losses

@@ -72,7 +72,13 @@ class Verdicts:
                 reason = f"equivalent to trial {original}, which failed by no fault of its loss: trained after all"
                 yield number, Examined(trial=number, verdict="noted", reason=reason, same_as=original)
             else:
-                yield number, replace(told[original], seconds=0.0, images=0)
+                yield number, _taken_over(told[original])
+
+
+def _taken_over(outcome: Outcome) -> Outcome:
+    """An outcome as its twin's: it took no time and saw no images, but its network is no cheaper for that."""
+    metrics = {"cost/seconds": outcome.seconds, "cost/images": float(outcome.images), **outcome.metrics}
+    return replace(outcome, metrics=metrics, seconds=0.0, images=0)
 
 
 class Preflight:

@@ -44,7 +44,7 @@ def embedded_by_winner(source: ImageSource, run_dir: Path, *, on_decoded: OnDeco
     embeddings_ND = embeddings(
         checkpoint,
         decoded.file.images(),
-        recipe=Recipe.model_validate({**recipe.model_dump(), **trial.recipe}),
+        recipe=recipe.changed(trial.recipe),
         numerics=Numerics.model_validate(started.numerics),
         device=default_device(),
     )

@@ -40,7 +40,7 @@ class TrainingRunner:
                 for job in jobs
             ],
             self.task,
-            recipe=Recipe.model_validate({**self.recipe.model_dump(), **trial.recipe}),
+            recipe=self.recipe.changed(trial.recipe),
             numerics=self.numerics,
             seed=trial.seed,
             epochs=trial.epochs,

@@ -43,9 +43,11 @@ class Objective(FrozenModel):
         return metric
 
     def of(self, outcome: Outcome) -> float:
-        """The value in an outcome without an error."""
-        known = {"seconds": outcome.seconds, "images": float(outcome.images), "reward": outcome.reward or 0.0}
-        return known[self.metric] if self.metric in known else outcome.metrics[self.metric]
+        """The value in an outcome without an error. Raises KeyError for a score that it does not hold."""
+        value = outcome.value(self.metric)
+        if value is None:
+            raise KeyError(self.metric)
+        return value
 
 
 REWARD = Objective()

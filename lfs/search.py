@@ -47,11 +47,13 @@ def search(
     choose: Choose,
     preflight: Preflight | None = None,
     clock: Clock | None = None,
+    keep_live: bool = False,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Finished:
     """Run a search to its end, from wherever its journal stands; without a `preflight` every trial is trained.
 
-    `clock` is the one that the controller looks at, if it looks at one.
+    `clock` is the one that the controller looks at, if it looks at one. With `keep_live` the checkpoints of the trials
+    that are live at the end are there then, those rebuilt that were lost with a node.
 
     Raises `JournalError` when the journal cannot be replayed, `SearchStoppedError` when trials keep failing alike, or
     at the end when there is no winner because candidates were rejected before training.
@@ -61,6 +63,8 @@ def search(
     if finished is not None:
         return finished
     loop.run()
+    if keep_live:
+        loop.rebuild_live()
     winner = choose(loop.asked, loop.told)
     finished = Finished(winner=winner, summary=controller.summary(), constant=controller.constant())
     loop.record(finished)
@@ -189,6 +193,12 @@ class _Loop:
             if not self._in_flight:
                 return
             self._wait()
+
+    def rebuild_live(self) -> None:
+        """Make the checkpoints of live trials again where they are missing."""
+        for number in sorted(self._controller.live()):
+            if self.told[number].error is None:
+                self._checkpoint_of(number)
 
     def stop_if_rejected(self) -> None:
         """Raises `SearchStoppedError` if candidates were rejected before training."""

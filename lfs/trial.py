@@ -1,6 +1,6 @@
 """`Trial`: one question that a controller asks; and how the finals of a search stand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,10 +55,21 @@ class Trial:
         if self.repeats is not None and not 0 <= self.repeats < self.number:
             raise ValueError(f"a trial is repeated after it, but got repeats={self.repeats}, number={self.number}")
 
+    def reaches(self, horizon_epochs: int) -> bool:
+        """Whether it trains as long as its learning rate lasts: to the run's horizon, or its recipe's own."""
+        return self.epochs == self.recipe.get("horizon_epochs", horizon_epochs)
+
     def epochs_of_its_own(self, trials: Mapping[int, "Trial"]) -> int:
         """How many epochs it trains beyond its parent, which is among `trials`, a branch that cools down included."""
         before = 0 if self.parent is None else trials[self.parent].epochs
         return self.epochs - before + self.cooldown_epochs
+
+
+def furthest(trials: Sequence[Trial], horizon_epochs: int) -> list[Trial]:
+    """Those that reach the horizon; where none does, those that train the longest."""
+    deepest = max((trial.epochs for trial in trials), default=0)
+    reached = [trial for trial in trials if trial.reaches(horizon_epochs)]
+    return reached or [trial for trial in trials if trial.epochs == deepest]
 
 
 def finals_of(

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 
 from lfs.journal import Asked, Event, Finished, JournalError, Started
 from lfs.search import Choose
-from lfs.trial import Trial, finals_of
+from lfs.trial import Trial, finals_of, furthest
 from trainers.evaluation import reward_of
 from trainers.outcome import Outcome
 from trainers.recipe import Recipe
@@ -27,10 +27,13 @@ def best_at_horizon(recipe: Recipe, *, or_deepest: bool = False) -> Choose:
         finals = finals_of(trials, outcomes, score)
         if finals:
             return max(finals, key=lambda number: fmean(finals[number]))
-        done = [n for n, outcome in sorted(outcomes.items()) if outcome.error is None and trials[n].role == "search"]
-        deepest = max((trials[number].epochs for number in done), default=0)
-        epochs = deepest if or_deepest else recipe.horizon_epochs
-        scores = {number: score(outcomes[number]) for number in done if trials[number].epochs == epochs}
+        done = [trials[number] for number, outcome in sorted(outcomes.items()) if outcome.error is None]
+        deep = furthest([trial for trial in done if trial.role == "search"], recipe.horizon_epochs)
+        scores = {
+            trial.number: score(outcomes[trial.number])
+            for trial in deep
+            if or_deepest or trial.reaches(recipe.horizon_epochs)
+        }
         return max(scores, key=lambda number: scores[number], default=None)
 
     return choose

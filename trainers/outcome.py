@@ -42,6 +42,17 @@ class Outcome:
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(f"an outcome holds finite numbers only, but got {self}")
 
+    def value(self, metric: str) -> float | None:
+        """`reward`, what the scored network cost in `seconds` or `images`, whoever trained it, or one of `metrics`.
+
+        None where there is none.
+        """
+        if metric == "reward":
+            return self.reward
+        if metric in ("seconds", "images"):
+            return self.metrics.get(f"cost/{metric}", float(self.seconds if metric == "seconds" else self.images))
+        return self.metrics.get(metric)
+
     @property
     def diverged(self) -> bool:
         """Whether the training failed by itself, not the machine."""

@@ -158,6 +158,10 @@ class Recipe(TrainingRecipe):
     horizon_epochs: Annotated[int, Field(ge=1, le=10000)] = 8
     reward: RewardMetric = "tar_at_far_1e-3"
 
+    def changed(self, fields: Mapping[str, object]) -> Self:
+        """This recipe but for some fields. Raises `ValidationError`."""
+        return self.model_validate({**self.model_dump(), **fields})
+
 
 class Numerics(FrozenModel):
     """How the arithmetic is done: probed once a search, stored in the journal, used by every worker and by resume."""

@@ -174,6 +174,22 @@ CONFIGS = {
         '[[baselines]]\nloss = "p2sgrad"\nparameters = {scale = 30.0}',
         ["baselines.0", "'p2sgrad'", "'scale'", "it has weight"],
     ),
+    "two baselines of one name": (
+        '[[baselines]]\nloss = "arcface"\n[[baselines]]\nloss = "arcface"\nparameters = {margin_rad = 0.3}',
+        ["two baselines are called 'arcface'", "another name"],
+    ),
+    "a baseline with the name of one that always runs": (
+        '[[baselines]]\nloss = "p2sgrad"\nparameters = {weight = 2.0}',
+        ["two baselines are called 'p2sgrad'", "another name"],
+    ),
+    "a baseline's recipe that does not fit the run's": (
+        "[recipe]\nsampling = {kind = 'classes'}\n[[baselines]]\nloss = 'softmax'\nrecipe = {batch_size = 6}",
+        ["baselines.0.recipe: with the run's", "batch_size must be at least twice sampling.images_per_class", "got 6"],
+    ),
+    "a listed loss's recipe whose network is not there": (
+        "[search]\nmethod = 'fixed_list'\nlosses = [{loss = 'softmax', recipe = {network = 'no_such_module:net'}}]",
+        ["search.losses.0.recipe.network", "'no_such_module'", "PYTHONPATH"],
+    ),
     "fixed list without losses": ('[search]\nmethod = "fixed_list"', ["lacks 'search.losses'"]),
     "empty fixed list": ('[search]\nmethod = "fixed_list"\nlosses = []', ["search.losses", "1 or more", "[]"]),
     "unknown network": ('[recipe]\nnetwork = "vgg"', ["recipe.network", "must be conv4", "module:factory", "'vgg'"]),
@@ -434,6 +450,14 @@ def test_a_run_folder_that_holds_a_search(unfinished: Path) -> None:
     refused_untouched(unfinished, command, "already holds a search", f"lossearch resume {unfinished}", "--run")
 
 
+def test_a_run_folder_whose_search_was_killed_before_its_first_event(shapes: Path, here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run" / FILE_NAME).write_bytes(b'{"event": "sta')
+    done = lossearch("search", "--data", shapes, "--run", "run", *TINY_SEARCH)
+    assert done.code == 0, done.err
+    assert isinstance(read_events(here / "run" / FILE_NAME)[0][-1], Finished)
+
+
 def test_two_searches_on_one_folder(unfinished: Path) -> None:
     with Journal(unfinished):
         refused_untouched(unfinished, ["resume", str(unfinished)], "another search is using", str(unfinished))
@@ -502,6 +526,11 @@ def test_data_that_has_changed(unfinished: Path) -> None:
 def test_an_override_that_a_resumed_search_cannot_take(unfinished: Path) -> None:
     command = ["resume", str(unfinished), "--set=search.batch=8"]
     refused_untouched(unfinished, command, "executor and tracking only", "'search.batch=8'")
+
+
+def test_threads_belong_to_the_search_that_is_resumed(unfinished: Path) -> None:
+    command = ["resume", str(unfinished), "--set=executor.threads=2"]
+    refused_untouched(unfinished, command, "executor.threads belongs to the arithmetic", "'executor.threads=2'")
 
 
 def test_a_bad_override_of_a_resumed_search(unfinished: Path) -> None:

@@ -69,6 +69,16 @@ def test_a_cool_down_costs_its_epochs_too() -> None:
     assert [(trial.epochs, trial.cooldown_epochs) for trial in asked] == [(1, 1), (1, 1), (2, 1), (2, 1)]
 
 
+def test_epochs_that_were_not_trained_cost_nothing() -> None:
+    """Every other trial takes over the outcome of another."""
+
+    def told(trial: Trial) -> Outcome:
+        return Outcome(reward=0.5, seconds=0.0, images=100 * (trial.number % 2))
+
+    asked = drive(independent(Budget(epochs=3 * HORIZON_EPOCHS)), 1, random.Random(0), told)
+    assert len(asked) == 6
+
+
 def test_wall_time_is_that_of_the_journal() -> None:
     clock = Clock(began=1000.0, now=1000.0)
     controller = independent(Budget(seconds=60), clock)

@@ -18,7 +18,20 @@ from analysis.comparison import Results
 from lfs.compare import CHANCE
 from lfs.comparison import ComparisonPlan, clusters_of, prepare
 from lfs.entrants import WINNER, ComparisonController, Entrant, Grid, controls, own_entrants, schedule_controls
-from lfs.journal import FILE_NAME, Asked, Event, Finished, Opened, Resumed, Scored, Started, Told, read_events
+from lfs.executor import Completed, Lost, SerialExecutor
+from lfs.journal import (
+    FILE_NAME,
+    Asked,
+    Event,
+    Finished,
+    Opened,
+    Rebuilt,
+    Resumed,
+    Scored,
+    Started,
+    Told,
+    read_events,
+)
 from lfs.trial import Trial
 from search_space import LossSchedule, catalog
 from tests.lfs.command import SPLIT, TINY_SEARCH, Result, contents, lossearch
@@ -202,6 +215,10 @@ def told_lines(journal: Path) -> int:
     return journal.read_bytes().count(b'"event":"told"') if journal.exists() else 0
 
 
+def scored_in(run_dir: Path) -> list[Scored]:
+    return [event for event in events_of(run_dir) if isinstance(event, Scored)]
+
+
 def raw_scores(run_dir: Path) -> list[dict[str, str]]:
     return found_in(run_dir)[2]
 
@@ -229,6 +246,34 @@ def test_a_comparison_killed_while_the_test_is_open_goes_on_without_opening_it_a
     assert done.code == 0, done.err
     assert sum(isinstance(event, Opened) for event in events_of(run_dir)) == 1
     assert sum(isinstance(event, Finished) for event in events_of(run_dir)) == 1
+    assert found_in(run_dir) == found_in(compared[0])
+
+
+def test_networks_that_were_lost_with_their_node_are_trained_again(
+    compared: tuple[Path, Result], finished_search: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = copied(finished_search[0], tmp_path)
+    lost: set[int] = set()
+    wait = SerialExecutor.wait
+
+    def losing(executor: SerialExecutor) -> list[Completed | Lost]:
+        """Loses the network of every other trial after its first training."""
+        return [
+            replace(item, checkpoint=lambda: None) if isinstance(item, Completed) and is_lost(item.trial) else item
+            for item in wait(executor)
+        ]
+
+    def is_lost(trial: Trial) -> bool:
+        first = trial.number % 2 == 1 and trial.number not in lost
+        lost.update([trial.number] * first)
+        return first
+
+    monkeypatch.setattr(SerialExecutor, "wait", losing)
+    done = lossearch("compare", run_dir, *OPTIONS)
+    assert done.code == 0, done.err
+    rebuilt = [event for event in events_of(run_dir) if isinstance(event, Rebuilt)]
+    assert {event.trial for event in rebuilt} == {s.trial for s in scored_in(run_dir) if s.trial in lost} != set()
+    assert all(event.same for event in rebuilt)
     assert found_in(run_dir) == found_in(compared[0])
 
 
@@ -291,6 +336,8 @@ BAD = {
     "no such score": (["--metric=f1"], ["metric", "tar_at_far_1e-3", "f1"]),
     "too few resamples": (["--resamples=3"], ["resamples", "at least 100", "3"]),
     "a recipe": (["--set=recipe.width=8"], ["takes --set for executor only", "recipe.width=8"]),
+    "threads": (["--set=executor.threads=2"], ["executor.threads belongs to the arithmetic", "executor.threads=2"]),
+    "a learning rate of 0": (["--learning-rates=0.1,0"], ["grid.learning_rates: must be above 0, but got 0"]),
 }
 
 
@@ -302,6 +349,19 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
     before = contents(finished_search[0])
     refused(lossearch("compare", finished_search[0], *arguments), *words)
     assert contents(finished_search[0]) == before
+
+
+def test_test_images_that_cannot_be_decoded_are_noticed_before_the_training(
+    finished_search: tuple[Path, Result], shapes: Path, tmp_path: Path
+) -> None:
+    run_dir, data = copied(finished_search[0], tmp_path), tmp_path / "shapes"
+    shutil.copytree(shapes, data)
+    (data / "images" / "shape15" / "3.png").write_bytes(b"no image")
+    journal = (run_dir / FILE_NAME).read_text(encoding="utf-8")
+    (run_dir / FILE_NAME).write_text(journal.replace(str(shapes), str(data)), encoding="utf-8")
+    before = contents(run_dir)
+    refused(lossearch("compare", run_dir, *OPTIONS), "data: 1 of 24 images", "images/shape15/3.png is not an image")
+    assert contents(run_dir) == before
 
 
 def test_a_run_that_is_none_or_not_finished_is_refused(finished_search: tuple[Path, Result], tmp_path: Path) -> None:

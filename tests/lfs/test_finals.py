@@ -11,13 +11,15 @@ from lfs.budget import Budget, Budgeted, Clock
 from lfs.candidates import Independent
 from lfs.checkpoints import CheckpointStore
 from lfs.config_file import ConfigError, load_config
+from lfs.controller import Controller
 from lfs.executor import SerialExecutor
 from lfs.finals import Finals
+from lfs.fixed_list import FixedList, NamedSchedule
 from lfs.journal import Asked, Journal, Told
 from lfs.plan import make_controller, planned_epochs, whole_search
 from lfs.samplers import UniformSampler
 from lfs.search import search
-from lfs.trial import Trial, finals_of
+from lfs.trial import Scalar, Trial, finals_of
 from lfs.winner import best_at_horizon
 from search_space import LossSchedule, catalog
 from tests.lfs.test_controllers import drive
@@ -42,6 +44,10 @@ def independent(trials: int = 6) -> Independent:
     return Independent(UniformSampler(trajectories(), seed=0), trials=trials, horizon_epochs=HORIZON_EPOCHS, seed=0)
 
 
+def with_finals(inner: Controller, *, candidates: int, seeds: int) -> Finals:
+    return Finals(inner, candidates=candidates, seeds=seeds, seed=0, horizon_epochs=HORIZON_EPOCHS, score=choice_of)
+
+
 def scored(choice: float, images: int = 100) -> Outcome:
     return Outcome(reward=0.5, metrics={CHOICE: choice}, seconds=0.0, images=images)
 
@@ -54,7 +60,7 @@ def after(controller: Finals, choices: Mapping[int, Outcome]) -> list[Trial]:
 
 
 def test_the_best_are_trained_again_from_scratch_under_seeds_that_they_share() -> None:
-    controller = Finals(independent(), candidates=2, seeds=3, seed=0, score=choice_of)
+    controller = with_finals(independent(), candidates=2, seeds=3)
     finals = after(controller, {n: scored(choice) for n, choice in enumerate([0.1, 0.6, 0.2, 0.5, 0.3, 0.4])})
     assert [(trial.number, trial.repeats, trial.role) for trial in finals] == [
         (6, 1, "final"),
@@ -75,27 +81,47 @@ def test_the_best_are_trained_again_from_scratch_under_seeds_that_they_share() -
 
 
 def test_failures_copies_and_short_trainings_are_no_finalists() -> None:
-    controller = Finals(make_halving(), candidates=100, seeds=1, seed=0, score=choice_of)
+    controller = with_finals(make_halving(), candidates=100, seeds=1)
     asked = drive(controller, 3, random.Random(0))
     finals = [trial for trial in asked if trial.role == "final"]
     deepest = [trial for trial in asked if trial.role == "search" and trial.epochs == HORIZON_EPOCHS]
     assert {trial.repeats for trial in finals} == {trial.number for trial in deepest}
 
-    controller = Finals(independent(4), candidates=4, seeds=1, seed=0, score=choice_of)
+    controller = with_finals(independent(4), candidates=4, seeds=1)
     broken = Outcome(reward=None, seconds=0.0, images=50, error="diverged: loss is nan")
     finals = after(controller, {0: scored(0.4), 1: broken, 2: scored(0.4, images=0), 3: scored(0.1)})
     assert [trial.repeats for trial in finals] == [0, 3]
 
 
 def test_members_of_a_population_with_one_loss_are_one_finalist() -> None:
-    controller = Finals(make_population(), candidates=6, seeds=1, seed=0, score=choice_of)
+    controller = with_finals(make_population(), candidates=6, seeds=1)
     finals = [trial for trial in drive(controller, 2, random.Random(0)) if trial.role == "final"]
     schedules = [trial.schedule for trial in finals]
     assert len(schedules) == len(set(schedules)) >= 2
 
 
+def test_a_candidates_own_horizon_and_recipe_count() -> None:
+    """One is asked for in three recipes, in one of which it trains for twice as long."""
+    schedule = LossSchedule.constant(catalog.softmax())
+    recipes: list[Mapping[str, Scalar]] = [{}, {"learning_rate": 0.5}, {"horizon_epochs": 2 * HORIZON_EPOCHS}]
+    items = [
+        NamedSchedule(name="", schedule=schedule, epochs=RECIPE.changed(recipe).horizon_epochs, recipe=recipe)
+        for recipe in recipes
+    ]
+    inner = FixedList(items, seed=0, role="search")
+    controller = with_finals(inner, candidates=3, seeds=1)
+    finals = after(controller, {0: scored(0.2), 1: scored(0.3), 2: scored(0.1)})
+    assert [(trial.repeats, trial.epochs, trial.recipe) for trial in finals] == [
+        (number, items[number].epochs, recipes[number]) for number in (1, 0, 2)
+    ]
+    trials = {trial.number: trial for trial in FixedList(items, seed=0, role="search").ask(3)}
+    for choose in (best_at_horizon(RECIPE), best_at_horizon(RECIPE, or_deepest=True)):
+        assert choose(trials, {0: scored(0.2), 1: scored(0.1), 2: scored(0.3)}) == 2
+        assert choose(trials, {0: scored(0.2), 1: scored(0.3), 2: scored(0.1)}) == 1
+
+
 def test_there_are_no_finals_without_a_candidate() -> None:
-    controller = Finals(independent(2), candidates=2, seeds=2, seed=0, score=choice_of)
+    controller = with_finals(independent(2), candidates=2, seeds=2)
     broken = Outcome(reward=None, seconds=0.0, images=0, error="diverged: loss is nan")
     assert after(controller, {0: broken, 1: broken}) == []
 
@@ -134,7 +160,7 @@ def test_means_find_the_better_of_two_where_one_training_cannot() -> None:
 def test_the_winners_own_network_is_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     runner = RecordingRunner()
-    controller = Finals(independent(12), candidates=4, seeds=3, seed=0, score=choice_of)
+    controller = with_finals(independent(12), candidates=4, seeds=3)
     with Journal(tmp_path) as journal:
         journal.append(started())
         finished = search(controller, SerialExecutor(runner), journal, store, choose=best_at_horizon(RECIPE))
@@ -154,7 +180,11 @@ def test_the_winners_own_network_is_kept(tmp_path: Path) -> None:
 def test_the_budget_holds_for_search_and_finals_together(limits: Mapping[str, int], searched: int) -> None:
     """A toy trial sees 100 images in 5 epochs."""
     inner = Budgeted(independent(100), Budget.model_validate(limits), Clock(), finals=6, final_epochs=HORIZON_EPOCHS)
-    asked = drive(Finals(inner, candidates=3, seeds=2, seed=0, score=choice_of), 1, random.Random(0))
+    asked = drive(
+        with_finals(inner, candidates=3, seeds=2),
+        1,
+        random.Random(0),
+    )
     assert sum(trial.role == "search" for trial in asked) == searched
     assert len(asked) == 20
 

@@ -31,6 +31,7 @@ from lfs.journal import (
 )
 from lfs.preflight import Preflight
 from lfs.progress import Progress
+from lfs.samplers import Objective
 from lfs.search import IDENTICAL_FAILURES, SearchStoppedError, search
 from lfs.trial import Trial
 from lfs.winner import best_at_horizon
@@ -272,6 +273,11 @@ def test_a_baseline_is_neither_rejected_nor_given_anothers_outcome() -> None:
 # What becomes of the trials
 
 
+def as_its_twins(outcome: Outcome) -> Outcome:
+    costs = {"cost/seconds": outcome.seconds, "cost/images": float(outcome.images)}
+    return replace(outcome, metrics={**outcome.metrics, **costs}, seconds=0.0, images=0)
+
+
 def test_the_rejected_are_told_as_failures_and_the_reused_as_their_original(tmp_path: Path) -> None:
     runner = RecordingRunner()
     events = run(tmp_path / "a", two_rounds(), runner)
@@ -288,7 +294,9 @@ def test_the_rejected_are_told_as_failures_and_the_reused_as_their_original(tmp_
     assert told[1].error == f"rejected before training: {examined(events)[1].reason}"
     assert "not finite in float32" in told[1].error
     assert (told[1].seconds, told[1].images) == (0, 0)
-    assert told[2] == replace(told[0], seconds=0.0, images=0)
+    assert told[2] == as_its_twins(told[0])
+    for cost in ("seconds", "images"):
+        assert Objective(metric=cost).of(told[2]) == Objective(metric=cost).of(told[0]) > 0
     assert told[0].images == 100
     assert isinstance(events[-1], Finished)
     kinds = [type(event).__name__ for event in events[:9]]
@@ -492,7 +500,7 @@ def test_every_search_of_the_command_line_is_filtered(shapes: Path, here: Path) 
     both_p2sgrads = ["warned", "warned"]
     assert sorted(verdict for verdict, _ in said.values()) == ["rejected", "reused", *both_p2sgrads]
     told = outcomes(events)
-    assert told[reused] == replace(told[original], seconds=0.0, images=0)
+    assert told[reused] == as_its_twins(told[original])
     assert "rejected before training: ∂L/∂cos_y > 0" in result.out
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lfs.full_run import plan_resumed
 from lfs.journal import FILE_NAME, Completed, Event, Resumed, Started, Trained, read_events
 from lfs.tracker import sync
 from lfs.tracker_uri import default_uri
@@ -187,6 +188,14 @@ def test_a_training_that_was_killed_and_interrupted_ends_like_one_that_was_not(s
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_tracking_may_be_set_anew_when_a_training_is_resumed(trained: tuple[Path, Result], here: Path) -> None:
+    overrides = ["tracking.enabled=true", 'tracking.uri="sqlite:///x.db"']
+    tracking = plan_resumed(trained[0], overrides).config.tracking
+    assert (tracking.enabled, tracking.uri) == (True, f"sqlite:///{here}/x.db")
+    wrong = lossearch("train", "--resume", trained[0], "--set=tracking.enabled=yes")
+    refused(wrong, "tracking.enabled: must be true or false", "'yes'")
+
+
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
 def test_mlflow_gets_every_epoch_once(trained: tuple[Path, Result], workspace: Path) -> None:
     from mlflow import MlflowClient
@@ -225,6 +234,14 @@ WRONG = {
     "a bad mapping": (
         ["--loss", "arcface", "--set=loss.mapping=stretch", "--out", "o"],
         ["loss.mapping", "'scale'", "'stretch'"],
+    ),
+    "a parameter out of range": (
+        ["--loss", "arcface", "--set=loss.parameters.margin_rad=3", "--out", "o"],
+        ["loss.parameters.margin_rad: must be at most 1.5708, but got 3"],
+    ),
+    "a product of parameters out of range": (
+        ["--loss", "modulating", "--set=loss.parameters.margin=0.9", "--set=loss.parameters.scale=1000", "--out", "o"],
+        ["u must be at most 512", "900"],
     ),
     "a bad network": (["--loss", "arcface", "--network", "vgg", "--out", "o"], ["recipe.network", "module:factory"]),
     "a missing module": (

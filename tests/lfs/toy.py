@@ -198,7 +198,9 @@ def choice_of(outcome: Outcome) -> float:
 
 
 def make_finals(seed: int = 0) -> Controller:
-    finals = Finals(make_uniform(seed), candidates=3, seeds=2, seed=seed, score=choice_of)
+    finals = Finals(
+        make_uniform(seed), candidates=3, seeds=2, seed=seed, horizon_epochs=HORIZON_EPOCHS, score=choice_of
+    )
     return WithBaselines(finals, make_fixed_list(seed))
 
 
