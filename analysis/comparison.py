@@ -41,6 +41,13 @@ class Contrast:
     verdict: Verdict
 
 
+def score_of(run: Scored, score: str) -> float | None:
+    """A test score of a training, None where the machine failed it."""
+    if score == "one_minus_eer":
+        return 1 - run.metrics["eer"] if "eer" in run.metrics else None
+    return run.metrics.get(score)
+
+
 @dataclass(frozen=True)
 class Results:
     """A finished comparison."""
@@ -300,7 +307,7 @@ class Results:
                     "seed": seed,
                     "trial": run.trial,
                     "state": run.state,
-                    **{score: run.metrics.get(score) for score in SCORES},
+                    **{score: score_of(run, score) for score in dict.fromkeys((self.metric, *SCORES))},
                     "why": run.why,
                 }
                 for entrant in self.entrants

@@ -55,7 +55,7 @@ def errors_of(results: Results) -> pd.DataFrame:
         frame = pd.DataFrame({"far": far_F, "frr": 1 - tar_SF.mean(0)})
         frame["low"] = [1 - min(value.high, 1.0) for value in values]
         frame["high"] = [1 - max(value.low, 0.0) for value in values]
-        rows.append(frame.assign(entrant=entrant, n=len(curves), false_accepts=accepts_F.astype(int)))
+        rows.append(frame.assign(entrant=entrant, n=results.units, false_accepts=accepts_F.astype(int)))
     if not rows:
         return pd.DataFrame(columns=["entrant", "far", "false_accepts", "frr", "low", "high", "n", "resolved"])
     table = pd.concat(rows, ignore_index=True)

@@ -86,8 +86,8 @@ def _verdict(results: Results) -> Section:
             page.verdict(results.headline, results.remarks()),
             page.table(
                 frame,
-                caption=f"{score_title(results.metric)} of the winner minus that of each baseline, paired by seed; "
-                f"{results.repeats}.",
+                caption=f"{score_title(results.metric)} of the winner minus that of each baseline, paired by "
+                f"{'search' if results.of_searches else 'seed'}; {results.repeats}.",
                 marked=lambda row: row["verdict"] in ("better", "worse"),
             )
             if rows

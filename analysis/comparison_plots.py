@@ -1,11 +1,12 @@
 """Figures of a comparison: differences, seeds, errors and cosines over all thresholds, what it all cost."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results
+from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results, score_of
 from analysis.comparison_curves import cosines_of, errors_of, thresholds_of
 from analysis.figures import (
     FAILED,
@@ -93,7 +94,7 @@ def forest_figure(results: Results) -> Figure:
 
 def seeds_figure(results: Results) -> Figure:
     """Each seed's scores as a line over the entrants; what did not train properly as ✕."""
-    score = "eer" if results.metric == "one_minus_eer" else results.metric
+    score = results.metric
     names = [str(entrant["name"]) for entrant in results.entrants]
     ticks = [plain(name, 40) for name in names]
     table = results.raw()
@@ -104,7 +105,7 @@ def seeds_figure(results: Results) -> Figure:
         traces.append(
             scatter(
                 list(range(len(names))),
-                [run.metrics.get(score) for run in runs],
+                [score_of(run, score) for run in runs],
                 name="one seed" if index == 0 else f"seed {seed}",
                 mode="lines+markers",
                 line={"color": SEARCH, "width": 1},
@@ -119,13 +120,15 @@ def seeds_figure(results: Results) -> Figure:
             )
         )
     traces.append(_means(results, names))
-    troubled = sum(run.state != "trained" for run in results.scored.values())
+    states = Counter(run.state for run in results.scored.values())
+    lost = f", {states['failed']} lost by the machine and not drawn" if states["failed"] else ""
+    troubled = f"{states['collapsed'] + states['diverged']} marked ✕{lost}"
     return Figure(
         key="seeds",
         title="Every seed",
-        label=f"{score_title(score)} of {len(names)} entrants under {len(results.seeds)} seeds; {troubled} marked ✕.",
+        label=f"{score_title(score)} of {len(names)} entrants under {len(results.seeds)} seeds; {troubled}.",
         caption="A line joins what one seed gave. ✕: collapsed or diverged, counted all the same.",
-        table=table[["entrant", "seed", "state", *([score] if score in table else [])]],
+        table=table[["entrant", "seed", "state", score]],
         plot=draw(
             traces,
             height=460,
@@ -136,8 +139,7 @@ def seeds_figure(results: Results) -> Figure:
 
 
 def _means(results: Results, names: Sequence[str]) -> Trace:
-    score = "eer" if results.metric == "one_minus_eer" else results.metric
-    found = {index: value for index, name in enumerate(names) if (value := results.estimate(name, score))}
+    found = {index: value for index, name in enumerate(names) if (value := results.estimate(name, results.metric))}
     return scatter(
         found,
         [value.mean for value in found.values()],

@@ -62,6 +62,8 @@ _FORMATS = {
     **dict.fromkeys(("reward_gain", "choice_gain"), "{:+.4f}"),
 }
 _LONG_TEXT = 40
+_SMALLEST_IN_DECIMALS = 5e-5
+"""With four of them anything smaller is shown as nothing."""
 
 
 def text(value: object, column: str = "") -> str:
@@ -74,7 +76,8 @@ def text(value: object, column: str = "") -> str:
         return _FORMATS.get(column, "{:,}").format(value)
     if isinstance(value, float):
         usual = "{:,.0f}" if abs(value) >= 1000 else "{:.1f}" if abs(value) >= 100 else "{:.4g}"
-        return _FORMATS.get(column, usual if abs(value) >= 1 else "{:.4f}").format(value).replace("-", "−")
+        small = "{:.2g}" if 0 < abs(value) < _SMALLEST_IN_DECIMALS else "{:.4f}"
+        return _FORMATS.get(column, usual if abs(value) >= 1 else small).format(value).replace("-", "−")
     return str(value)
 
 

@@ -297,15 +297,17 @@ def _entrant_name(row: Mapping[str, object]) -> str:
 
 
 def compute_figure(trials: pd.DataFrame) -> Figure:
-    """Images and seconds: the search's scored and failed trials, and each baseline."""
-    frame = trials[trials["state"] != "running"]
-    failed = frame["state"].eq("failed").map({True: "search, failed", False: "search, scored"})
-    spender = frame["name"].where(frame["role"] == "baseline", failed)
+    """Images and seconds: the search's trials by what became of them, its finals, and each baseline."""
+    frame = trials[~trials["state"].isin(["running", "rejected"])]
+    outcome = frame["state"].map({"failed": ", failed", "told": ", scored"})
+    role = frame["role"].map({"search": "search", "final": "finals"})
+    spender = frame["name"].where(frame["role"] == "baseline", role + outcome)
     spent = (
         frame.assign(spender=spender).sort_values("role", ascending=False, kind="stable").groupby("spender", sort=False)
     )
     table = spent.agg(trials=("number", "size"), images=("images", "sum"), seconds=("seconds", "sum")).reset_index()
-    colours = [SEARCH if str(name).startswith("search, ") else MUTED for name in table["spender"]]
+    baselines = set(frame.loc[frame["role"] == "baseline", "name"])
+    colours = [MUTED if name in baselines else SEARCH for name in table["spender"]]
     bar: Trace = {
         "type": "bar",
         "orientation": "h",

@@ -123,9 +123,9 @@ def _shrinkage(winner: Row | None, baselines: list[Row]) -> str | None:
         return f"{change}."
     common = sum(shifts) / len(shifts)
     reading = (
-        f"It loses {common - shift:.4f} more than they do, as when a search fits its reward, or by chance."
+        f"It comes out {common - shift:.4f} lower than they do, as when a search fits its reward, or by chance."
         if shift < common
-        else "It loses no more than they do: no sign that the search has fitted its reward."
+        else "It comes out no lower than they do: no sign that the search has fitted its reward."
     )
     return f"{change}, the baselines by {_signed(common)} on average. {reading}"
 

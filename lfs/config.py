@@ -273,6 +273,9 @@ class TrackingConfig(FrozenModel):
     uri: str | None = None
 
 
+WINNER = "winner"
+"""What tables call the search's winner among the baselines."""
+
 DEFAULT_BASELINES = (
     NamedLoss(loss="softmax", name="softmax", parameters={"scale": 16.0}),
     NamedLoss(loss="cosface", name="constant-margin", parameters={"scale": 16.0, "margin": 0.2}),
@@ -313,6 +316,8 @@ class RunConfig(FrozenModel):
     @model_validator(mode="after")
     def _baselines_can_be_told_apart(self) -> Self:
         titles = [loss.title for loss in self.all_baselines()]
+        if WINNER in titles:
+            raise ValueError(f"a baseline is called '{WINNER}', as tables call what the search found; rename it")
         for index, loss in enumerate(self.baselines, len(titles) - len(self.baselines)):
             if loss.title in titles[:index]:
                 raise ValueError(f"two baselines are called '{loss.title}'; give one of them another name")

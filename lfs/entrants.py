@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from lfs.config import HYPER_PARAMETER_FREE, NamedLoss
+from lfs.config import HYPER_PARAMETER_FREE, WINNER, NamedLoss
 from lfs.trial import RATE, Scalar, Trial
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
@@ -21,7 +21,6 @@ from trainers.evaluation import reward_of
 from trainers.outcome import Outcome
 from trainers.recipe import MAX_LEARNING_RATE, Recipe, RewardMetric
 
-WINNER = "winner"
 LAST, SHUFFLED = "winner's last loss", "winner's schedule shuffled"
 PUBLISHED = ("softmax", "cosface", "arcface")
 TUNED = tuple(f"{name}-tuned" for name in PUBLISHED)

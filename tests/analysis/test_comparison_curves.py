@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.comparison import SCORES, Results
+from analysis.comparison import SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, drawable, errors_of, thresholds_of
 from analysis.comparison_page import comparison_html
-from analysis.comparison_plots import forest_figure
+from analysis.comparison_plots import forest_figure, seeds_figure
 from tests.analysis.comparisons import ENTRANTS, write_compared
 from trainers.recipe import RewardMetric
 
@@ -84,3 +84,21 @@ def test_every_true_accept_rate_has_its_mark_beside_whatever_was_tested(
     figure = forest_figure(Results.read(write_compared(tmp_path, metric=metric)))
     symbols = [trace["marker"]["symbol"] for trace in json.loads(figure.plot)["data"]]
     assert len(symbols) == len(set(symbols)) == len({metric, *SCORES[:4]})
+
+
+@pytest.mark.parametrize("metric", ["blend", "auc", "one_minus_eer"])
+def test_the_tested_score_of_every_training_is_in_the_table(metric: RewardMetric, tmp_path: Path) -> None:
+    results = Results.read(write_compared(tmp_path, curves=False, metric=metric))
+    raw = results.raw()
+    estimate = results.estimate(WINNER, metric)
+    assert estimate is not None
+    assert raw.loc[raw["entrant"] == WINNER, metric].mean() == pytest.approx(estimate.mean)
+    assert seeds_figure(results).table.columns.to_list() == ["entrant", "seed", "state", metric]
+
+
+def test_trainings_that_the_machine_lost_are_not_said_to_be_marked(tmp_path: Path) -> None:
+    folder = write_compared(tmp_path, curves=False, diverged="softmax")
+    assert "; 1 marked ✕." in seeds_figure(Results.read(folder)).label
+    journal = folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"state":"diverged"', '"state":"failed"'))
+    assert "; 0 marked ✕, 1 lost by the machine and not drawn." in seeds_figure(Results.read(folder)).label

@@ -10,13 +10,17 @@ import pytest
 
 from analysis import finals_table, search_totals, write_report
 from analysis.figures import MAX_MARKS, plotly_js
+from analysis.ledger import Ledger
+from analysis.page import text
 from analysis.report import report_html
 from analysis.reproduce import as_toml
+from analysis.search_plots import compute_figure
+from analysis.tables import trials_of
 from analysis.verdict import headline_numbers
-from lfs.journal import FILE_NAME, Asked, Event, Finished, JournalError, Told
-from lfs.trial import Trial
+from lfs.journal import FILE_NAME, Asked, Event, Examined, Finished, JournalError, Told
+from lfs.trial import Role, Trial
 from search_space import LossSchedule, catalog
-from tests.analysis.journals import BASELINES, outcome, search_journal, started, write_journal
+from tests.analysis.journals import BASELINES, failed, outcome, search_journal, started, write_journal
 
 SECTIONS = (
     *("verdict", "health", "history", "controller", "leaderboard"),
@@ -64,6 +68,43 @@ def test_the_verdict_states_what_it_does_not_show() -> None:
     assert "Compute is not equal: the search saw 424,000 training images" in words
     assert "Collapsed, so its scores say little: p2sgrad" in words
     assert "best of 35: optimistic" in words
+
+
+def test_compute_is_told_apart_by_what_became_of_it_and_none_went_into_the_rejected() -> None:
+    schedule = LossSchedule.constant(catalog.softmax())
+    roles: list[Role] = ["baseline", "search", "search", "search", "final"]
+    trials = tuple(
+        Trial(number=n, schedule=schedule, seed=0, epochs=1, role=role, name="softmax" if role == "baseline" else "")
+        for n, role in enumerate(roles)
+    )
+    rng = np.random.default_rng(0)
+    told = {
+        0: outcome(0.3, 1, 1, rng),
+        1: outcome(0.3, 1, 1, rng),
+        2: failed("diverged: nan"),
+        4: outcome(0.2, 1, 1, rng),
+    }
+    rejected = Examined(trial=3, verdict="rejected", reason="no slope")
+    events: list[Event] = [started(), Asked(count=5, trials=trials), rejected]
+    events += [Told(trial=n, outcome=each) for n, each in told.items()]
+    events += [Told(trial=3, outcome=failed("rejected before training: no slope", images=0))]
+    table = compute_figure(trials_of(Ledger.of(events))).table
+    assert dict(zip(table["spender"], table["trials"], strict=True)) == {
+        "search, scored": 1,
+        "search, failed": 1,
+        "finals, scored": 1,
+        "softmax": 1,
+    }
+
+
+def test_numbers_too_small_for_four_decimals_are_not_shown_as_nothing() -> None:
+    assert [text(value) for value in (0.0, 2.5e-7, -4.9e-5, 5e-5, 0.25)] == [
+        "0.0000",
+        "2.5e−07",
+        "−4.9e−05",
+        "0.0001",
+        "0.2500",
+    ]
 
 
 def test_finals_are_shown_with_means_and_the_winners_own_rate_is_a_caveat() -> None:

@@ -108,11 +108,19 @@ def by_length(data: str) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
-def spans(data: str) -> tuple[float, float] | None:
-    """How far apart the losses' means lie after one horizon and after `LONGER`; None for fewer than two losses."""
+def spans(data: str) -> list[tuple[float, float]] | None:
+    """How far apart the losses' means lie after one horizon and after `LONGER`, each with how far apart those of equal
+    losses would lie on average, by the luck of their seeds; None for fewer than two losses."""
     found = by_length(data).values()
-    short, long = ([float(np.mean(pair[place])) for pair in found] for place in (0, 1))
-    return (max(short) - min(short), max(long) - min(long)) if len(short) > 1 else None
+    if len(found) < 2:
+        return None
+    spans = []
+    for place in (0, 1):
+        means = [float(np.mean(pair[place])) for pair in found]
+        variance = float(np.mean([np.var(pair[place], ddof=1) / len(pair[place]) for pair in found]))
+        equal = np.random.default_rng(0).normal(scale=variance**0.5, size=(10_000, len(means)))
+        spans.append((max(means) - min(means), float(np.ptp(equal, axis=1).mean())))
+    return spans
 
 
 def longer() -> pd.DataFrame:

@@ -13,12 +13,21 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.significance import Estimate, TwoWay
-from tests.bench.study_plan import CONSTANT_GRID, LAST, SEARCH_SOFTMAX, SHUFFLED, plan_of
+from tests.bench.study_plan import CONSTANT_GRID, LAST, SEARCH_SOFTMAX, SELECTION, SHUFFLED, plan_of
 from trainers.recipe import RewardMetric
 
 LEVEL = 0.05
+OWN_NETWORK, CONSTANT = ": the search's own network", ": its constant loss"
+"""What is put behind the name of a search for the network that it ended with, and, of the one that searches nothing,
+for the loss that it was given."""
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
+
+
+def as_retrained(name: str) -> str:
+    """What the retrains of a search are called: of the one that selects alone they are those of the loss that it was
+    given, with no search in them."""
+    return name + CONSTANT if name == SELECTION else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +40,7 @@ class Arm:
     choice: float
     """The mean on the choice half of validation."""
     images: float
-    """Training images of a unit: to find the loss and to train it once."""
+    """Training images of a unit: to find the loss, or to choose its learning rate, and to train it once."""
 
     def means(self, clusters: int) -> tuple[Floats, TwoWay]:
         """The mean over units in each resample of units and identities, B, and the draws that it comes from."""
@@ -106,12 +115,13 @@ class DataSet:
 
     @cached_property
     def by_name(self) -> Mapping[str, Arm]:
-        """All arms that have two units; the units of a search are its searches, with both retrains."""
+        """All arms that have two units; what a search found is a unit, with all its trainings."""
         found = [self._retrained(name) for name in self.study.searches]
         found += [self._own_network(name) for name in self.study.searches]
-        found += [self.per_seed("part", name, search=SEARCH_SOFTMAX) for name in (SHUFFLED, LAST)]
-        found += [self.per_seed("pool", self.study.pooled, search=CONSTANT_GRID)]
-        found += [self.per_seed("baseline", name) for name in self.study.baselines]
+        parts_cost = self._search_images(SEARCH_SOFTMAX)
+        found += [self._arm(name, self.by_search("part", name), parts_cost) for name in (SHUFFLED, LAST)]
+        found += [self.per_seed("pool", self.study.pooled, found_by=self._search_images(CONSTANT_GRID))]
+        found += [self.per_seed("baseline", name, found_by=self._rates_images(name)) for name in self.study.baselines]
         return {arm.name: arm for arm in found if arm is not None}
 
     def arms(self) -> list[Arm]:
@@ -136,31 +146,40 @@ class DataSet:
         rows = self.of("search", name)
         return float(np.mean([row["images"] for row in rows])) if rows else 0.0
 
+    def _rates_images(self, name: str) -> float:
+        """What it took to choose a baseline's learning rate."""
+        rows = self.of("rate", self.study.baselines[name].rates_of or name)
+        return float(sum(row["images"] for row in rows))
+
+    def by_search(self, kind: str, name: str) -> list[list[Row]]:
+        """The trainings of what each search found, where all are there."""
+        found: dict[int, list[Row]] = {}
+        for row in self.of(kind, name):
+            found.setdefault(self.study.search_of(row["seed"]), []).append(row)
+        return [rows for rows in found.values() if len(rows) == self.study.retrains]
+
     def _retrained(self, name: str) -> Arm | None:
-        rows = self.of("retrain", name)
-        by_search = [
-            [row for row in rows if self.study.search_of(row["seed"]) == number] for number in self.study.search_seeds
-        ]
-        whole = [group for group in by_search if len(group) == self.study.retrains]
-        return self._arm(name, whole, self._search_images(name))
+        whole = self.by_search("retrain", name)
+        return self._arm(as_retrained(name), whole, 0.0 if name == SELECTION else self._search_images(name))
 
     def units_on_validation(self, name: str, score: RewardMetric) -> dict[int, float]:
         """A score of the choice half, by search seed: the mean over the retrains, 0 for one that diverged.
 
         Searches that lack a retrain are left out.
         """
-        found: dict[int, list[float]] = {}
-        for row in self.of("retrain", name):
-            value = row["choice"][score] if row["choice"] else 0.0
-            found.setdefault(self.study.search_of(row["seed"]), []).append(value)
-        return {number: float(np.mean(each)) for number, each in found.items() if len(each) == self.study.retrains}
+        return {
+            self.study.search_of(rows[0]["seed"]): float(
+                np.mean([row["choice"][score] if row["choice"] else 0.0 for row in rows])
+            )
+            for rows in self.by_search("retrain", name)
+        }
 
     def _own_network(self, name: str) -> Arm | None:
-        return self._arm(f"{name}: the search's own network", [[row] for row in self.of("search", name)], 0.0)
+        return self._arm(name + OWN_NETWORK, [[row] for row in self.of("search", name)], 0.0)
 
-    def per_seed(self, kind: str, name: str, search: str = "") -> Arm | None:
-        """An arm whose units are single trainings of what needs no search, or of what one search found."""
-        return self._arm(name, [[row] for row in self.of(kind, name)], self._search_images(search) if search else 0.0)
+    def per_seed(self, kind: str, name: str, *, found_by: float = 0.0) -> Arm | None:
+        """An arm whose units are single trainings, of a loss that it took `found_by` images to find."""
+        return self._arm(name, [[row] for row in self.of(kind, name)], found_by)
 
     def best_search(self) -> Arm | None:
         """The best contender by the choice half, None while one of them lacks a search or a retrain."""

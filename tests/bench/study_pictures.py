@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from search_space import LossSchedule, LossSpec, catalog, target_logit
-from tests.bench.study_arms import Arm, DataSet, Floats
+from tests.bench.study_arms import CONSTANT, Arm, DataSet, Floats
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 KNOWN = {"CosFace .35": catalog.cosface(margin=0.35, scale=32), "ArcFace .5": catalog.arcface(margin_rad=0.5, scale=32)}
@@ -50,7 +50,7 @@ def draw_arms(data: DataSet, arms: Sequence[Arm], to: Path) -> None:
     axes = figure.subplots()
     for place, arm in enumerate(ordered):
         own = arm.estimate(data.clusters)
-        needs_search = arm.name not in data.study.baselines
+        needs_search = arm.name not in data.study.baselines and not arm.name.endswith(CONSTANT)
         axes.plot([own.low, own.high], [place, place], color="#bbbbbb", linewidth=5, solid_capstyle="butt")
         axes.plot(arm.score_U, [place] * len(arm.score_U), "|", color="#666666", markersize=8)
         axes.plot(own.mean, place, "o" if needs_search else "s", color="#0072b2" if needs_search else "#d55e00")

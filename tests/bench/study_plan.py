@@ -10,7 +10,7 @@ from search_space import LossSpec, catalog
 from trainers.recipe import RewardMetric
 
 CONSTANT_GRID = "constant grid"
-SEARCH_SOFTMAX, RANDOM_SOFTMAX = "search-softmax", "random-softmax"
+SEARCH_SOFTMAX, RANDOM_SOFTMAX, SELECTION = "search-softmax", "random-softmax", "selection alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ _SEARCHES: Mapping[str, Search] = {
     "evolution, halving": Search(
         method="evolution", settings=(*_HALVING, "search.population=8", "search.tournament=3")
     ),
-    "selection alone": Search(
+    SELECTION: Search(
         method="",
         settings=(
             "search.method=selection",
@@ -320,7 +320,7 @@ THIRD = Plan(
         SEARCH_SOFTMAX: _SEARCHES[SEARCH_SOFTMAX],
         "tpe, halving": Search(method="tpe", settings=(*_HALVING, "search.startup=6")),
         "the default, uniform draws": Search(method="", settings=("search.method=random",)),
-        "selection alone": _SEARCHES["selection alone"],
+        SELECTION: _SEARCHES[SELECTION],
     },
     baselines={name: _BASELINES[name] for name in (ADACOS, SOFTMAX)},
     rivals=(ADACOS, CONSTANT_GRID),

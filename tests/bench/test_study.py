@@ -17,9 +17,9 @@ from search_space import LossSchedule, catalog
 from tests.bench.fidelity import thinned
 from tests.bench.rows import RESULTS
 from tests.bench.study import Unit, chosen_rate, units
-from tests.bench.study_arms import DataSet, contrast, together
+from tests.bench.study_arms import CONSTANT, OWN_NETWORK, DataSet, contrast, together
 from tests.bench.study_pictures import margin
-from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, PLANS
+from tests.bench.study_plan import ADACOS, CONSTANT_GRID, FIRST, LAST, PLANS, SEARCH_SOFTMAX, SELECTION, SHUFFLED
 from tests.bench.study_report import data_sets, default_table, page, primary
 from trainers.recipe import Recipe
 from trainers.task import LabelledImages, Task
@@ -120,6 +120,30 @@ def test_nothing_is_decided_while_a_retrain_is_lacking() -> None:
     assert "rows are lacking" in page({"omniglot": DataSet(lacking)})
 
 
+@pytest.mark.parametrize("rival", [ADACOS, CONSTANT_GRID])
+def test_a_contrast_is_not_looked_at_before_all_its_rows_are_there(rival: str) -> None:
+    rows = rows_of("omniglot", {}, {})
+    kind = "baseline" if rival == ADACOS else "retrain"
+    lacking = [row for row in rows if (row["kind"], row.get("name"), row.get("seed")) != (kind, rival, 1010)]
+    found = {(data, who): each for data, who, each, *_ in primary(FIRST, {"omniglot": DataSet(lacking)})}
+    assert found["omniglot", rival] is None
+
+
+def test_what_parts_of_a_schedule_and_selection_are_worth_is_judged_over_searches_too() -> None:
+    arms = DataSet(rows_of("omniglot", {}, {})).by_name
+    units = {name: len(arms[name].score_U) for name in (SHUFFLED, LAST, SELECTION + CONSTANT, SELECTION + OWN_NETWORK)}
+    assert set(units.values()) == {len(FIRST.search_seeds)}
+    assert SELECTION not in arms
+
+
+def test_images_in_all_are_those_that_it_took_to_find_or_to_tune() -> None:
+    """Every row has 1000."""
+    arms = DataSet(rows_of("omniglot", {}, {})).by_name
+    names = (SEARCH_SOFTMAX, SHUFFLED, SELECTION + CONSTANT, ADACOS, f"{ADACOS}, 8 times as long")
+    rates = 1000 * len(FIRST.rates) * len(FIRST.rate_seeds)
+    assert [arms[name].images for name in names] == [2000, 2000, 1000, rates + 1000, rates + 1000]
+
+
 def test_methods_are_held_against_the_default_on_validation_search_by_search() -> None:
     table = default_table(DataSet(rows_of("omniglot", {"am-lfs": 0.9}, {"random-softmax": 0.6})))
     cells = {line[""]: {key: str(cell) for key, cell in line.items()} for line in table.to_dict("records")}
@@ -128,7 +152,7 @@ def test_methods_are_held_against_the_default_on_validation_search_by_search() -
     assert gain == pytest.approx(0.1, abs=5 * error)
     assert float(cells["random-softmax"]["Holm"]) < 0.001
     assert float(cells["am-lfs"]["Holm"]) > 0.05  # better on the test alone
-    assert cells["selection alone"]["Holm"] == "–"  # a control
+    assert cells[SELECTION + CONSTANT]["Holm"] == "–"  # a control
 
 
 def test_a_search_that_lacks_a_retrain_is_left_out_of_the_comparison_of_methods() -> None:
@@ -147,6 +171,7 @@ def test_the_page_has_the_plan_the_pictures_and_what_the_reward_was_worth(tmp_pa
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     (promise,) = re.findall(r"\| search-softmax \| ([\d. |+−-]+) \|\n", text.split("could the reward tell?")[1])
     assert promise.split(" | ")[:3] == ["0.5000", "0.5000", "+0.0000"]
+    assert "| search-softmax, reward from the test |" not in text.split("could the reward tell?")[1]
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,10 @@ CONFIGS = {
         '[[baselines]]\nloss = "arcface"\n[[baselines]]\nloss = "arcface"\nparameters = {margin_rad = 0.3}',
         ["two baselines are called 'arcface'", "another name"],
     ),
+    "a baseline called winner": (
+        '[[baselines]]\nloss = "arcface"\nname = "winner"',
+        ["a baseline is called 'winner'", "rename it"],
+    ),
     "a baseline with the name of one that always runs": (
         '[[baselines]]\nloss = "p2sgrad"\nparameters = {weight = 2.0}',
         ["two baselines are called 'p2sgrad'", "another name"],

@@ -17,7 +17,8 @@ import pytest
 from analysis.comparison import Results
 from lfs.compare import CHANCE
 from lfs.comparison import ComparisonPlan, clusters_of, prepare
-from lfs.entrants import WINNER, ComparisonController, Entrant, Grid, controls, own_entrants, schedule_controls
+from lfs.config import WINNER
+from lfs.entrants import ComparisonController, Entrant, Grid, controls, own_entrants, schedule_controls
 from lfs.executor import Completed, Lost, SerialExecutor
 from lfs.journal import (
     FILE_NAME,

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from analysis.comparison import Results
-from lfs.entrants import WINNER
+from analysis.comparison_curves import errors_of
+from lfs.config import WINNER
 from lfs.journal import FILE_NAME, Asked, read_events
 from lfs.winner import take_home
 from search_space import LossSchedule
@@ -85,6 +86,8 @@ def test_the_searches_are_the_sample_and_their_trainings_are_averaged(
     assert contrast.p == pytest.approx(ttest_rel(ours, theirs).pvalue)
     page = (searches[0] / "compare.html").read_text(encoding="utf-8")
     assert "t-test p" in page
+    assert "paired by search;" in page
+    assert set(errors_of(compared)["n"]) == {2}
     assert "sign-flip" not in page
 
 
