@@ -232,11 +232,11 @@ def check(
 def _show_doubts(source: "ImageSource", run: Path | None, file: Path | None, neighbours: int) -> None:
     from lfs.reading_bar import reading
     from lfs.run_embeddings import embedded_by_winner
-    from trainers.label_doubts import label_doubts, read_embeddings
+    from trainers.label_doubts import label_doubts, read_embedded
 
     with data_refusals(), reading(out) as on_decoded:
         if file is not None:
-            embedded = read_embeddings(file)
+            embedded = read_embedded(file)
         elif run is not None:
             embedded = embedded_by_winner(source, run, on_decoded=on_decoded)
         doubts = label_doubts(embedded, neighbours=neighbours)

@@ -113,10 +113,4 @@ def mapped(found: FoundLoss, choice: LossChoice, epochs: int) -> LossSchedule:
         first = math.ceil(round(entry.from_epoch * stretch, 9))
         if first < epochs:
             laid = laid.then(first, entry.spec) if first else LossSchedule.constant(entry.spec)
-    centers = {spec.centers for spec in laid.specs()}
-    if len(centers) > 1:
-        raise UserError(
-            f"the losses of a schedule must have as many class weights a class, but those of {choice.source} have "
-            f"{sorted(centers)}; set loss.mapping to 'final'"
-        )
     return laid

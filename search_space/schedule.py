@@ -18,7 +18,8 @@ class ScheduleEntry(FrozenModel):
 
 
 class LossSchedule(FrozenModel):
-    """A non-empty list of (from_epoch, spec), the first from epoch 0, epochs strictly rising.
+    """A non-empty list of (from_epoch, spec), the first from epoch 0, epochs strictly rising; all specs have as many
+    `centers`, since a class keeps its weights.
 
     >>> from search_space import catalog
     >>> LossSchedule.constant(catalog.softmax()).at(5) == catalog.softmax()
@@ -34,6 +35,13 @@ class LossSchedule(FrozenModel):
             raise ValueError(f"the first entry must hold from epoch 0, but got from_epoch={epochs[0]}")
         if any(later <= earlier for earlier, later in pairwise(epochs)):
             raise ValueError(f"from_epoch must rise strictly, but got {epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        centers = sorted({spec.centers for spec in self.specs()})
+        if len(centers) > 1:
+            raise ValueError(f"the losses of a schedule must have as many class weights a class, but got {centers}")
         return self
 
     @classmethod

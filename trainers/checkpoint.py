@@ -18,9 +18,15 @@ NETWORK = "network."
 def pack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """The tensors (on any device, in any memory format) and the JSON value `meta` in the safetensors format.
 
-    `meta` is one metadata entry: the order of several is not fixed by the format's writer.
+    Tensors that share their memory, as tied weights do, are written once each. `meta` is one metadata entry: the order
+    of several is not fixed by the format's writer.
     """
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        held[name] = whole.clone() if whole.untyped_storage().data_ptr() in places else whole
+        places.add(whole.untyped_storage().data_ptr())
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return np.frombuffer(safetensors.torch.save(held, {_KEY: text}), dtype=np.uint8)
 

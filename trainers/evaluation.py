@@ -24,6 +24,8 @@ from trainers.verification import verification
 _BATCH = {"cpu": 64, "cuda": 512}
 """Images that are embedded at a time: on a CPU so few that a layer's values stay in its cache."""
 _TRAIN_SAMPLE = 1024
+_COSINES = 2**22
+"""Cosines to class weights that are looked at together."""
 _ONE_POINT_COSINE = 0.95
 _LOW_COSINE = 0.1
 _LOW_SEPARATION = 1.5
@@ -76,6 +78,7 @@ class Evaluator:
         every = -(-len(task.train.labels) // _TRAIN_SAMPLE)
         self._train_images = on_device(task.train.images[::every], device)
         self._train_labels = on_device(task.train.labels[::every], device)
+        self._rows = max(1, _COSINES // task.train.classes)
 
     def scores(self, learner: Scorable) -> dict[str, float]:
         """Metrics of the learner as it is.
@@ -106,12 +109,21 @@ class Evaluator:
     def _separation(self, learner: Scorable) -> tuple[float, float]:
         """Mean cosine of a sample of training images to their class weight; and how many standard deviations of the
         cosines to the other class weights it lies above their mean."""
-        cos_NC = learner.cosines(learner.embed(as_float(self._train_images)))
-        if not cos_NC.isfinite().all():
-            raise Diverged("the class weights are not finite")
-        own_NC = torch.zeros_like(cos_NC, dtype=torch.bool).scatter_(1, self._train_labels[:, None], value=True)
-        target, others = cos_NC[own_NC].mean(), cos_NC[~own_NC]
-        return float(target), float((target - others.mean()) / others.std().clamp_min(1e-6))
+        x_ND = in_batches(learner.embed, self._train_images).to(self._train_labels.device)
+        count, own, total, squares = 0, 0.0, 0.0, 0.0
+        for x_QD, label_Q in zip(
+            torch.split(x_ND, self._rows), torch.split(self._train_labels, self._rows), strict=True
+        ):
+            cos_QC = learner.cosines(x_QD).double()
+            if not cos_QC.isfinite().all():
+                raise Diverged("the class weights are not finite")
+            own += float(cos_QC.gather(1, label_Q[:, None]).sum())
+            others_QC = cos_QC.scatter_(1, label_Q[:, None], 0.0)
+            total, squares = total + float(others_QC.sum()), squares + float(others_QC.square().sum())
+            count += cos_QC.numel() - len(label_Q)
+        target, mean = own / len(x_ND), total / count
+        deviation = (max(squares - count * mean**2, 0.0) / max(count - 1, 1)) ** 0.5
+        return target, (target - mean) / max(deviation, 1e-6)
 
 
 def embeddings(

@@ -55,6 +55,8 @@ class FullRecipe(TrainingRecipe):
             raise ValueError(f"milestones go with schedule 'step', but got {self.milestones} with '{self.schedule}'")
         if any(later <= earlier for earlier, later in pairwise(self.milestones)):
             raise ValueError(f"milestones must rise, but got {self.milestones}")
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            raise ValueError(f"milestones must lie below epochs={self.epochs}, but got {self.milestones}")
         return self
 
 

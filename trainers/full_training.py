@@ -136,10 +136,10 @@ class FullTraining:
             except Diverged as reason:
                 raise Diverged(f"diverged: {reason} in epoch {epoch + 1}") from None
             on_epoch(row)
-            if (epoch + 1) % self._milestones.save_every_epochs == 0 or self.step == self.total_steps:
+            by_epochs = (epoch + 1) % self._milestones.save_every_epochs == 0
+            if by_epochs or self.step == self.total_steps or self._saves_here():
                 on_checkpoint(self.step)
-        if not row:
-            return None
+        row = row or self._evaluator.scores(self._learner)
         return collapse(row, lambda: self._evaluator.scores(self._new_learner(self._recipe.epochs - 1))["val/rank1"])
 
     def _train(self, epoch: int, on_checkpoint: Callable[[int], None]) -> None:
@@ -157,10 +157,14 @@ class FullTraining:
             self.step += 1
             if (step + 1) % _CHECK_EVERY == 0 or step + 1 == self._steps:
                 self._look()
-            every = self._milestones.save_every_steps
-            if every is not None and self.step % every == 0 and step + 1 < self._steps:
+            if step + 1 < self._steps and self._saves_here():
                 self._look()
                 on_checkpoint(self.step)
+
+    def _saves_here(self) -> bool:
+        """Whether a checkpoint is due by the number of steps."""
+        every = self._milestones.save_every_steps
+        return every is not None and self.step % every == 0
 
     def _look(self) -> None:
         """Raises `Diverged` where the loss or its state has left its bounds."""

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from trainers.image_source import DataError
+from trainers.protocols.embedding_sets import read_embeddings
 
-_AT_ONCE = 1024
+_COSINES = 2**24
+"""Cosines that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,9 @@ def label_doubts(embedded: Embedded, *, neighbours: int = 5) -> list[Doubt]:
     words, label_of = np.unique(np.asarray(embedded.labels, dtype=str), return_inverse=True)
     label_N = torch.from_numpy(label_of.astype(np.int64))
     unit_ND = F.normalize(torch.from_numpy(np.ascontiguousarray(embedded.embeddings_ND, dtype=np.float32)))
-    found = []
-    for first in range(0, len(unit_ND), _AT_ONCE):
-        cos_QN = unit_ND[first : first + _AT_ONCE] @ unit_ND.T
+    found, rows = [], max(1, _COSINES // max(1, len(unit_ND)))
+    for first in range(0, len(unit_ND), rows):
+        cos_QN = unit_ND[first : first + rows] @ unit_ND.T
         own_Q = torch.arange(first, first + len(cos_QN))
         cos_QN[torch.arange(len(cos_QN)), own_Q] = -2.0
         cos_QK, near_QK = cos_QN.topk(min(neighbours, len(unit_ND) - 1))
@@ -76,17 +78,11 @@ def label_doubts(embedded: Embedded, *, neighbours: int = 5) -> list[Doubt]:
     return sorted(found, key=lambda doubt: (-doubt.votes, -doubt.similarity, doubt.name))
 
 
-def read_embeddings(path: Path) -> Embedded:
-    """What an `.npz` holds: `embeddings` (N×D), `labels` and `paths` (N texts or numbers). Raises `DataError`."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
-            embeddings_ND, labels, names = (opened[key] for key in ("embeddings", "labels", "paths"))
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is no .npz with embeddings, labels and paths ({error}); save it as one") from error
-    shapes = [embeddings_ND.shape, labels.shape, names.shape]
-    if embeddings_ND.ndim != 2 or labels.shape != names.shape or labels.shape != embeddings_ND.shape[:1]:
-        raise DataError(f"embeddings, labels and paths of {path} must be N×D, N and N, but have the shapes {shapes}")
-    if embeddings_ND.dtype.kind != "f" or not np.isfinite(embeddings_ND).all() or len(embeddings_ND) < 2:
-        raise DataError(f"embeddings of {path} must be finite numbers of two images or more")
-    texts = [array.astype(str).tolist() for array in (labels, names)]
-    return Embedded(embeddings_ND=embeddings_ND.astype(np.float32), labels=texts[0], names=texts[1])
+def read_embedded(path: Path) -> Embedded:
+    """What an `.npz` of embeddings holds, which has `labels` and `paths` too. Raises `DataError`."""
+    found = read_embeddings(path)
+    labels = found.column("labels", "says what each image is taken for")
+    names = found.column("paths", "says which image is meant")
+    if len(found) < 2:
+        raise DataError(f"{path} has one image; a label is doubted by its neighbours: give two images or more")
+    return Embedded(embeddings_ND=found.embeddings_ND, labels=labels.tolist(), names=names.tolist())

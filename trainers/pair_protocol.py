@@ -102,7 +102,8 @@ def accuracy_by_fold(score_P: npt.NDArray[np.float32], genuine_P: Bools, fold_P:
     for fold in folds:
         here = fold_P == fold
         threshold = _best_threshold(score_P[~here], genuine_P[~here])
-        accuracy.append(((score_P[here] > threshold) == genuine_P[here]).mean())
+        # in float64: a threshold between neighbours of float32 would be rounded onto one of them
+        accuracy.append(((score_P[here].astype(np.float64) > threshold) == genuine_P[here]).mean())
     return np.array(accuracy)
 
 

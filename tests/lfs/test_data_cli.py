@@ -227,7 +227,7 @@ def test_check_doubts_labels_by_a_runs_winner_or_by_given_embeddings(
     done = lossearch("data", "check", shapes, "--embeddings", "x.npz")
     assert "images whose label looks wrong: 1 of 96\n" in done.out
     assert [names[8], "shape05", "shape01", "5/5", "1.000", "0.000"] in rows(done.out)
-    refused(lossearch("data", "check", shapes, "--embeddings", "y.npz"), "y.npz is no .npz")
+    refused(lossearch("data", "check", shapes, "--embeddings", "y.npz"), "y.npz", "cannot be read")
     both = ("--embeddings", "x.npz", "--checkpoint", finished_search[0])
     refused(lossearch("data", "check", shapes, *both), "--checkpoint", "x.npz", "leave one out")
     refused(lossearch("data", "check", shapes, "--checkpoint", here), "journal")

@@ -35,9 +35,6 @@ def test_what_cannot_be_laid_over_a_training_is_refused() -> None:
         _epochs("constant", 2, FoundLoss(schedule=FOUND.schedule))
     with pytest.raises(UserError, match=r"does not say how many epochs .* set loss.mapping to 'epochs' or 'final'"):
         _epochs("scale", 2, FoundLoss(schedule=FOUND.schedule))
-    two = FoundLoss(schedule=LossSchedule.constant(A).then(1, catalog.get("subcenter_arcface")), horizon_epochs=2)
-    with pytest.raises(UserError, match=r"have \[1, 3\]; set loss.mapping to 'final'"):
-        _epochs("scale", 2, two)
 
 
 def test_a_loss_is_found_by_name_in_files_and_in_a_search(finished_search: tuple[Path, Result], tmp_path: Path) -> None:

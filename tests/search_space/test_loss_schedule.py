@@ -71,6 +71,7 @@ def test_a_schedule_survives_json(given_schedule: LossSchedule) -> None:
         ((), "at least 1 item"),
         (((1, A),), "the first entry must hold from epoch 0, but got from_epoch=1"),
         (((0, A), (3, B), (3, C)), r"from_epoch must rise strictly, but got \[0, 3, 3\]"),
+        (((0, A), (3, catalog.get("subcenter_arcface"))), r"as many class weights a class, but got \[1, 3\]"),
         (((0, A), (5, B), (3, C)), r"from_epoch must rise strictly, but got \[0, 5, 3\]"),
         (((-1, A),), r"from_epoch\n.*greater than or equal to 0"),
     ],

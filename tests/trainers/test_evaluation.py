@@ -1,6 +1,12 @@
-import pytest
+"""Signs of a collapse, and the scores behind them."""
 
-from trainers.evaluation import collapse, reward_of
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainers.evaluation import Evaluator, as_float, collapse, reward_of
+from trainers.task import Task
 
 HEALTHY = {"val/mean_cosine": 0.02, "train/target_cosine": 0.4, "train/separation": 3.0, "val/rank1": 0.8}
 
@@ -37,3 +43,35 @@ def test_the_reward_is_taken_from_the_reward_half() -> None:
     scores = {"reward/eer": 0.25, "choice/eer": 0.5, "reward/rank1": 0.6, "choice/rank1": 0.7}
     assert reward_of(scores, "one_minus_eer") == 0.75
     assert reward_of(scores, "rank1") == 0.6
+
+
+@pytest.mark.parametrize("together", [2**22, 50])
+def test_separation_is_that_of_all_cosines_however_many_are_looked_at_together(
+    toy_task: Task, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.evaluation._COSINES", together)
+    learner = _Learner(toy_task.train.classes)
+    scores = Evaluator(toy_task, torch.device("cpu")).scores(learner)
+    cos_NC = learner.cosines(learner.embed(as_float(torch.from_numpy(toy_task.train.images)))).numpy()
+    own_NC = toy_task.train.labels[:, None] == np.arange(toy_task.train.classes)
+    target, others = cos_NC[own_NC].mean(), cos_NC[~own_NC]
+    assert scores["train/target_cosine"] == pytest.approx(target, rel=1e-5)
+    assert scores["train/separation"] == pytest.approx((target - others.mean()) / others.std(ddof=1), rel=1e-5)
+
+
+class _Learner:
+    """Random class weights; an image's embedding is a random map of its pixels."""
+
+    def __init__(self, classes: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._class_weights_CD = torch.randn(classes, 8, generator=generator)
+        self._map_PD = torch.randn(256, 8, generator=generator)
+
+    def embed(self, images_NKHW: torch.Tensor) -> torch.Tensor:
+        return images_NKHW.flatten(1) @ self._map_PD
+
+    def cosines(self, embeddings_ND: torch.Tensor) -> torch.Tensor:
+        return F.normalize(embeddings_ND) @ F.normalize(self._class_weights_CD).T
+
+    def loss_state(self) -> dict[str, float]:
+        return {}

@@ -176,6 +176,50 @@ def test_what_is_between_the_milestones_is_not_scored(toy_task: Task) -> None:
     assert list(saved) == [12, 18]
 
 
+@pytest.mark.parametrize(("every", "steps"), [(2, [2, 4, 6, 8, 10, 12, 14, 16, 18]), (6, [6, 12, 18])])
+def test_steps_after_which_it_is_saved_may_end_an_epoch(toy_task: Task, every: int, steps: list[int]) -> None:
+    _, saved = finish(training(toy_task, milestones=Milestones(save_every_epochs=9, save_every_steps=every)))
+    assert list(saved) == steps
+
+
+class _Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(256, 256, bias=False)
+        self.second = nn.Linear(256, 256, bias=False)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(256, embedding_dim)
+
+    def forward(self, images_NKHW: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.second(self.first(images_NKHW.flatten(1)).relu()))
+        return out
+
+
+def tied(image_shape: tuple[int, int, int], embedding_dim: int) -> nn.Module:
+    return _Tied(embedding_dim)
+
+
+def test_a_network_with_tied_weights_is_saved_and_goes_on(toy_task: Task) -> None:
+    recipe = FullRecipe.model_validate({**RECIPE.model_dump(), "network": f"{__name__}:tied", "embedding_dim": 8})
+    rows, saved = finish(training(toy_task, recipe=recipe))
+    again = training(toy_task, recipe=recipe)
+    again.load(saved[8])
+    assert finish(again)[0] == rows[1:]
+
+
+def test_what_a_network_did_not_learn_is_said_also_by_a_session_that_has_nothing_left_to_train(toy_task: Task) -> None:
+    still = FullRecipe.model_validate({**RECIPE.model_dump(), "learning_rate": 1e-12})
+    saved: Saved = {}
+    first = training(toy_task, recipe=still)
+    said = first.run(on_epoch=lambda _: None, on_checkpoint=lambda step: saved.update({step: first.checkpoint()}))
+    assert said is not None
+    again = training(toy_task, recipe=still)
+    again.load(saved[18])
+    assert again.run(on_epoch=lambda _: None, on_checkpoint=lambda _: None) == said
+
+
 def _learner(**changes: Any) -> FullLearner:
     recipe = {**RECIPE.model_dump(), "network": f"{__name__}:plain", "embedding_dim": 8, **changes}
     return FullLearner(
@@ -249,6 +293,7 @@ def test_pairs_are_scored_by_image_and_mirrored_image(toy_task: Task) -> None:
         ({"schedule": "step"}, "milestones go with schedule 'step'"),
         ({"milestones": [1]}, r"milestones go with schedule 'step', but got \(1,\) with 'polynomial'"),
         ({"schedule": "step", "milestones": [2, 1]}, "milestones must rise"),
+        ({"schedule": "step", "milestones": [1, 3], "epochs": 3}, r"milestones must lie below epochs=3, but got"),
         (
             {"sampling": {"kind": "classes", "images_per_class": 20}},
             r"batch_size must be at least twice sampling\.images_per_class = 20, but got 32",

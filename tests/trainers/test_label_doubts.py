@@ -1,6 +1,7 @@
 """Wrong labels, planted among the glyphs, are found by nearest neighbours in the embeddings of a trained network."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from search_space import LossSchedule, catalog
 from trainers.data import DataConfig, load_task
 from trainers.evaluation import embeddings
 from trainers.image_source import DataError
-from trainers.label_doubts import Embedded, label_doubts, read_embeddings
+from trainers.label_doubts import Embedded, label_doubts, read_embedded
 from trainers.recipe import Numerics, Recipe
 from trainers.training import train
 
@@ -79,19 +80,26 @@ def test_planted_wrong_labels_of_glyphs_are_found_far_better_than_by_guessing(tm
 def test_an_npz_is_read_and_another_gets_a_sentence(tmp_path: Path) -> None:
     right, label_N = clusters()
     path = tmp_path / "x.npz"
-    np.savez(path, embeddings=right.embeddings_ND.astype(np.float64), labels=label_N, paths=np.array(right.names))
-    read = read_embeddings(path)
+    whole: dict[str, Any] = {"embeddings": right.embeddings_ND, "labels": label_N, "paths": np.array(right.names)}
+    np.savez(path, **whole)
+    read = read_embedded(path)
     assert (read.labels, read.names) == (right.labels, right.names)
     np.testing.assert_array_equal(read.embeddings_ND, right.embeddings_ND)
-    wrong = {
-        r"embeddings, labels and paths \(": {"embeddings": right.embeddings_ND},
-        r"must be N×D, N and N": {"embeddings": right.embeddings_ND[1:], "labels": label_N, "paths": label_N},
-        r"must be finite": {"embeddings": right.embeddings_ND * np.nan, "labels": label_N, "paths": label_N},
-    }
-    for sentence, arrays in wrong.items():
-        np.savez(path, **arrays)  # type: ignore[arg-type]
-        with pytest.raises(DataError, match=sentence):
-            read_embeddings(path)
-    path.write_bytes(b"x")
-    with pytest.raises(DataError, match=r"x\.npz is no \.npz"):
-        read_embeddings(path)
+    for lacking in ("labels", "paths"):
+        np.savez(path, **{name: array for name, array in whole.items() if name != lacking})
+        with pytest.raises(DataError, match=f"has no array '{lacking}', which says"):
+            read_embedded(path)
+    np.savez(path, **{name: array[:1] for name, array in whole.items()})
+    with pytest.raises(DataError, match="give two images or more"):
+        read_embedded(path)
+
+
+def test_doubts_are_the_same_however_few_cosines_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded, _ = clusters()
+    wrong = Embedded(
+        embeddings_ND=embedded.embeddings_ND, labels=[*embedded.labels[1:], embedded.labels[0]], names=embedded.names
+    )
+    whole = label_doubts(wrong)
+    monkeypatch.setattr("trainers.label_doubts._COSINES", 3 * len(embedded.names))
+    assert len(whole) >= 1
+    assert label_doubts(wrong) == whole

@@ -87,3 +87,10 @@ def test_the_accuracy_equals_a_slow_one_with_ties_and_all(rows: list[tuple[int, 
             accuracy_by_fold(*arrays)
     else:
         assert accuracy_by_fold(*arrays).tolist() == slow_accuracy(scores, genuine, folds)
+
+
+def test_a_threshold_between_neighbouring_scores_tells_them_apart() -> None:
+    """In float32 nothing lies between the two."""
+    score_P = np.array([1.0, np.nextafter(np.float32(1), np.float32(0))] * 20, np.float32)
+    genuine_P, fold_P = np.arange(40) % 2 == 0, np.repeat(np.arange(10), 4)
+    assert accuracy_by_fold(score_P, genuine_P, fold_P).tolist() == [1.0] * 10
