@@ -88,7 +88,7 @@ def resume(run: Run, overrides: Set = None) -> None:
 def _run(planned: "Plan") -> None:
     from lfs.launch import has_begun, run, workspace_of
     from lfs.progress import Progress
-    from lfs.reading_bar import name_damaged
+    from lfs.reading_bar import say_what_is_left_out
     from lfs.search import SearchStoppedError
     from lfs.tracker import Tracker
     from lfs.tracker_uri import resolve_uri
@@ -96,7 +96,7 @@ def _run(planned: "Plan") -> None:
     run_dir, tracking = planned.run_dir, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(run_dir)) if tracking.enabled else None
     out.print(f"run: {run_dir}", soft_wrap=True)
-    name_damaged(out, planned.task.damaged)
+    say_what_is_left_out(out, planned.task)
     with signals(), tracked(None if uri is None else Tracker(run_dir, uri)) as start_tracking:
         try:
             with Progress(out, epochs=planned.epochs, metric=planned.recipe.reward) as progress:

@@ -1,12 +1,13 @@
 """What is shown while the data are read: a spinner, a bar while images are decoded, and then what was left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from trainers.image_cache import OnDecoded
+from trainers.task import Task
 
 _COUNTED = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _SHOWN = 10
@@ -30,9 +31,16 @@ def reading(console: Console) -> Iterator[OnDecoded]:
         yield on_decoded
 
 
-def name_damaged(console: Console, names: Sequence[str]) -> None:
-    """One sentence about the images that cannot be decoded; nothing where there are none."""
-    if names:
+def say_what_is_left_out(console: Console, task: Task) -> None:
+    """A sentence about the images that cannot be decoded and one about the validation images that are too many; nothing
+    where there are none."""
+    if names := task.damaged:
         more = ", ..." if len(names) > _SHOWN else ""
         shown = ", ".join(names[:_SHOWN])
         console.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)
+    if task.unscored:
+        scored = len(task.reward.labels) + len(task.choice.labels)
+        console.print(
+            f"validation takes {scored:,} of {scored + task.unscored:,} images: data.max_validation_images",
+            soft_wrap=True,
+        )

@@ -64,14 +64,14 @@ def _train(planned: "TrainingPlan") -> None:
     from lfs.full_run import run_training
     from lfs.journal import FILE_NAME
     from lfs.launch import workspace_of
-    from lfs.reading_bar import name_damaged
+    from lfs.reading_bar import say_what_is_left_out
     from lfs.tracker import Tracker
     from lfs.tracker_uri import resolve_uri
 
     folder, tracking = planned.folder, planned.config.tracking
     uri = resolve_uri(tracking.uri, workspace_of(folder)) if tracking.enabled else None
     out.print(f"training: {folder}", soft_wrap=True)
-    name_damaged(out, planned.task.damaged)
+    say_what_is_left_out(out, planned.task)
     with signals(), tracked(None if uri is None else Tracker(folder, uri)) as start_tracking:
         try:
 

@@ -31,18 +31,20 @@ _DRAWING_SHARE = 0.8
 class DataConfig(FrozenModel):
     """Which images a search learns from.
 
-    `path` is an image set in any known format, None the embedded glyphs. `kind` is what the images look like, `auto`
-    to find out; the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image set, training
+    `path` is an image set in any known format, None the embedded glyphs. `kind` is what the images look like, `auto` to
+    find out; the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image set, training
     classes with fewer than `min_images_per_class` images are left out; validation keeps all, one-image classes serving
-    as impostors. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class into or
-    out of the test split. Up to `corrupt_share` of the images may be damaged and are left out. Images that would take
-    more than `memory_share` of the machine's memory are not held in it but mapped from the cache.
+    as impostors, up to `max_validation_images`: whole classes drawn by their names, as the time that scoring takes
+    grows with the square. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class
+    into or out of the test split. Up to `corrupt_share` of the images may be damaged and are left out. Images that
+    would take more than `memory_share` of the machine's memory are not held in it but mapped from the cache.
     """
 
     path: Path | None = None
     kind: Literal["auto", "photo", "drawing"] = "auto"
     image_size: Annotated[int, Field(ge=16, le=256)] | None = None
     min_images_per_class: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    max_validation_images: Annotated[int, Field(ge=100)] = 20_000
     corrupt_share: Annotated[Real, Field(ge=0, le=0.5)] = 0.01
     memory_share: Annotated[Real, Field(ge=0, le=1)] = 0.25
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -64,7 +66,8 @@ def load_task(config: DataConfig, *, cache_dir: Path, on_decoded: OnDecoded = la
         labels_N = _labels(decoded.source, classes)
         parts[part] = _labelled(decoded.file.part(first, len(labels_N)), labels_N, mapped=mapped)
         first += len(labels_N)
-    return _task(set_name(decoded.source.path), decoded.kind, parts, damaged=decoded.damaged)
+    name = set_name(decoded.source.path)
+    return _task(name, decoded.kind, parts, damaged=decoded.damaged, unscored=decoded.unscored)
 
 
 def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
@@ -109,19 +112,27 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoded:
-    """An image set without its `damaged` images, its classes of `train`, `reward` and `choice`, and the file that holds
-    their images in that order."""
+    """An image set without its `damaged` images, its classes of `train`, `reward` and `choice`, the file that holds
+    their images in that order, and how many validation images were too many."""
 
     source: ImageSource
     classes: Mapping[str, Sequence[str]]
     kind: Kind
     file: ImageFile
     damaged: Sequence[str]
+    unscored: int
 
 
 def _decode_task(config: DataConfig, path: Path, cache_dir: Path, on_decoded: OnDecoded = lambda *_: None) -> _Decoded:
     source = open_images(path)
-    classes = task_classes(source, min_images_per_class=config.min_images_per_class, seed=config.seed)
+    classes = task_classes(
+        source,
+        min_images_per_class=config.min_images_per_class,
+        seed=config.seed,
+        max_validation_images=config.max_validation_images,
+    )
+    scored = [*classes["reward"], *classes["choice"]]
+    unscored = len(source.names(source.classes("val"))) - len(source.names(scored))
     kind = _kind(source, classes["train"], config)
     decoded = decode(
         source,
@@ -135,7 +146,14 @@ def _decode_task(config: DataConfig, path: Path, cache_dir: Path, on_decoded: On
     left = _without(source, decoded.damaged)
     classes = {part: [name for name in of_part if name in left.files] for part, of_part in classes.items()}
     _refuse_too_few(left, classes, min_images_per_class=config.min_images_per_class)
-    return _Decoded(source=left, classes=classes, kind=kind, file=decoded.file, damaged=list(decoded.damaged))
+    return _Decoded(
+        source=left,
+        classes=classes,
+        kind=kind,
+        file=decoded.file,
+        damaged=list(decoded.damaged),
+        unscored=unscored,
+    )
 
 
 def _without(source: ImageSource, damaged: Collection[str]) -> ImageSource:
@@ -156,7 +174,9 @@ def _labelled(file: ImageFile, labels_N: npt.NDArray[np.int64], *, mapped: bool)
     return LabelledImages(images=np.array(file.images()), labels=labels_N)
 
 
-def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages], *, damaged: Sequence[str] = ()) -> Task:
+def _task(
+    name: str, kind: Kind, parts: Mapping[str, LabelledImages], *, damaged: Sequence[str] = (), unscored: int = 0
+) -> Task:
     digest = hashlib.sha256(kind.encode())
     for part in ("train", "reward", "choice"):
         digest.update(f"{part} {parts[part].images.shape}".encode())
@@ -170,13 +190,17 @@ def _task(name: str, kind: Kind, parts: Mapping[str, LabelledImages], *, damaged
         reward=parts["reward"],
         choice=parts["choice"],
         damaged=tuple(damaged),
+        unscored=unscored,
     )
 
 
-def task_classes(source: ImageSource, *, min_images_per_class: int, seed: int) -> dict[str, list[str]]:
+def task_classes(
+    source: ImageSource, *, min_images_per_class: int, seed: int, max_validation_images: int
+) -> dict[str, list[str]]:
     """The classes of `train`, `reward` and `choice`, each sorted. Raises `DataError` where they are too few."""
     train = [name for name in source.classes("train") if len(source.files[name]) >= min_images_per_class]
-    reward, choice = _halves({name: len(source.files[name]) for name in source.classes("val")}, seed)
+    counts = {name: len(source.files[name]) for name in source.classes("val")}
+    reward, choice = (_capped(half, counts, max_validation_images // 2, seed) for half in _halves(counts, seed))
     classes = {"train": train, "reward": reward, "choice": choice}
     _refuse_too_few(source, classes, min_images_per_class=min_images_per_class)
     return classes
@@ -202,6 +226,16 @@ def _halves(counts: Mapping[str, int], seed: int) -> tuple[list[str], list[str]]
     """Classes dealt out in turn in the order of their names' hashes: first those that give pairs, then the others."""
     ordered = sorted(counts, key=lambda name: (counts[name] < 2, name_hash(name, salt=f"half {seed}")))
     return sorted(ordered[::2]), sorted(ordered[1::2])
+
+
+def _capped(half: Sequence[str], counts: Mapping[str, int], images: int, seed: int) -> list[str]:
+    """The classes of a half that hold so many images together at most, in the order of their names' hashes."""
+    kept = []
+    for name in sorted(half, key=lambda name: name_hash(name, salt=f"half {seed}")):
+        if counts[name] <= images:
+            kept.append(name)
+            images -= counts[name]
+    return sorted(kept)
 
 
 def _labels(source: ImageSource, classes: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """A smaller set that stands for a larger one: fewer identities and images, chosen to be spread as the whole is."""
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,7 +43,8 @@ def proxy_of(source: ImageSource, shares: Mapping[Split, Share], *, seed: int) -
     proxy = source.only(files)
     largest = max((len(files[name]) for name in proxy.classes("train")), default=0)
     wanted = shares.get("train", Share()).min_images
-    task_classes(proxy, min_images_per_class=max(1, min(wanted, largest)), seed=0)
+    fewest = max(1, min(wanted, largest))
+    task_classes(proxy, min_images_per_class=fewest, seed=0, max_validation_images=sys.maxsize)
     return proxy
 
 

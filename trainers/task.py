@@ -35,7 +35,8 @@ class Task:
 
     Validation identities come in two halves: `reward` feeds the reward, `choice` the final choice between trials, so
     that the shrinkage from one to the other shows how far a search has fitted its reward. `digest` names the decoded
-    content: equal digests mean equal arrays. `damaged` names the images that were left out, as they cannot be decoded.
+    content: equal digests mean equal arrays. `damaged` names the images that were left out, as they cannot be decoded;
+    `unscored` counts the validation images that are left out, as they are too many.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     reward: LabelledImages
     choice: LabelledImages
     damaged: tuple[str, ...] = ()
+    unscored: int = 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -57,7 +59,7 @@ class Task:
         parts = {"train": self.train, "reward": self.reward, "choice": self.choice}
         sizes = {f"{name}_images": len(part.labels) for name, part in parts.items()}
         classes = {f"{name}_classes": part.classes for name, part in parts.items()}
-        left_out = {"damaged_images": len(self.damaged)} if self.damaged else {}
+        left_out = {"damaged_images": len(self.damaged), "unscored_images": self.unscored}
         channels, height, width = self.image_shape
         return {
             "name": self.name,
@@ -68,5 +70,5 @@ class Task:
             "width": width,
             **classes,
             **sizes,
-            **left_out,
+            **{name: count for name, count in left_out.items() if count},
         }

@@ -78,6 +78,29 @@ def test_thin_training_classes_are_left_out_and_one_image_people_validate(tmp_pa
     assert counts == [[1, 4, 4, 4, 4], [1, 4, 4, 4, 4]]
 
 
+def test_validation_takes_whole_classes_up_to_its_limit(tmp_path: Path) -> None:
+    """Ten validation classes of 24 images."""
+    folder = write_set(tmp_path / "set", images_each=24)
+    every = load_task(DataConfig(path=folder), cache_dir=tmp_path / "cache")
+    task = load_task(DataConfig(path=folder, max_validation_images=100), cache_dir=tmp_path / "cache")
+    for whole, half in ((every.reward, task.reward), (every.choice, task.choice)):
+        assert np.bincount(half.labels).tolist() == [24, 24]
+        kept = {image.tobytes() for image in half.images}
+        classes = {
+            int(label) for image, label in zip(whole.images, whole.labels, strict=True) if image.tobytes() in kept
+        }
+        assert len(classes) == 2
+    assert (every.unscored, task.unscored) == (0, 240 - 96)
+    assert (task.train.images == every.train.images).all()
+    assert task.describe()["unscored_images"] == 144
+    assert "unscored_images" not in every.describe()
+    with pytest.raises(DataError, match="four classes or more"):
+        load_task(
+            DataConfig(path=write_set(tmp_path / "large", images_each=51), max_validation_images=100),
+            cache_dir=tmp_path / "cache",
+        )
+
+
 def test_the_seed_moves_the_halves_but_never_the_test_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     configs = [DataConfig(path=folder, seed=seed) for seed in (0, 1)]
