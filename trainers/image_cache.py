@@ -142,7 +142,7 @@ def decode_image(content: bytes, name: str, *, image_size: int | None, colour: C
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            upright = _eight_bit(ImageOps.exif_transpose(opened))
+            upright = _eight_bit(ImageOps.exif_transpose(opened), opened.format)
     except Exception as error:  # damaged bytes can make a decoder raise anything
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} is not an image or is damaged ({reason}){_REPAIR}") from error
@@ -158,11 +158,12 @@ def decode_image(content: bytes, name: str, *, image_size: int | None, colour: C
     return pixels
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB."""
-    if image.mode in {"I", "F"}:
+def _eight_bit(image: Image.Image, file_format: str | None) -> Image.Image:
+    """The image in mode L or RGB. The 16 bits of a PGM come from Pillow as 32."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM")
+    if image.mode in {"I", "F"} and not sixteen:
         raise ValueError(f"its pixels have 32 bits (mode {image.mode}); save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
+    if sixteen:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -70,12 +70,12 @@ def find_in_folder(path: Path) -> FoundImages:
 
 
 def find_in_zip(path: Path) -> FoundImages:
-    """The images of a zip that holds `images/`; `split.csv` may lie in it or beside it."""
+    """The images of a zip that holds `images/`; `split.csv` may lie beside it, which goes before, or in it."""
     files = by_class(_zip_names(path), path)
+    table = beside(path.parent / TABLE_NAME)
     with _open_zip(path) as archive:
-        inside = TABLE_NAME in archive.namelist()
-        table = reading(lambda: archive.read(TABLE_NAME), TABLE_NAME, path) if inside else None
-    table = beside(path.parent / TABLE_NAME) if table is None else table
+        if table is None and TABLE_NAME in archive.namelist():
+            table = reading(lambda: archive.read(TABLE_NAME), TABLE_NAME, path)
     return FoundImages(path=path, format="zip", files=files, store=ZipStore(path), table=table)
 
 

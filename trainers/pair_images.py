@@ -53,9 +53,22 @@ def open_pairs(path: Path, images: Path | None, *, trained_on: Path | None) -> P
         )
     source = open_images(place)
     found = _of_list(path, source)
-    if images is None or (trained_on is not None and images.resolve() == trained_on.resolve()):
-        _refuse_training_identities(found, source, path)
+    if trained_on is not None and (trained := _trained_set(source, place, trained_on)) is not None:
+        _refuse_training_identities(found, trained, path)
     return _checked(found, path)
+
+
+def _trained_set(source: ImageSource, place: Path, trained_on: Path) -> ImageSource | None:
+    """What lies at `trained_on` where it is the set at `place`, or a part or the whole of it, as a zip is of the folder
+    that it is in."""
+    one, other = place.resolve(), trained_on.resolve()
+    if one == other:
+        return source
+    if not (one.is_relative_to(other) or other.is_relative_to(one)):
+        return None
+    trained = open_images(trained_on)
+    ours, theirs = (set(each.names(each.files)) for each in (source, trained))
+    return trained if ours <= theirs or theirs <= ours else None
 
 
 def _of_bin(path: Path) -> PairFiles:
@@ -84,7 +97,7 @@ def _of_list(path: Path, source: ImageSource) -> PairFiles:
 
 def _refuse_training_identities(found: PairFiles, source: ImageSource, path: Path) -> None:
     identities = {PurePosixPath(name).parts[1] for name in found.names}
-    if known := sorted(name for name in identities if source.splits[name] == "train"):
+    if known := sorted(name for name in identities if source.splits.get(name) == "train"):
         raise DataError(
             f"{path} names images of '{known[0]}', whom the network is trained on; give pairs of other identities"
         )

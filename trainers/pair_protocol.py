@@ -3,7 +3,7 @@
 P pairs in F folds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -63,28 +63,43 @@ def _is_count(word: str) -> bool:
     return word.isascii() and word.isdecimal() and 0 < len(word) < 10 and int(word) > 0
 
 
-def image_of(source: ImageSource) -> Mapping[tuple[str, int], str]:
-    """The images of a set by (identity, number), the number being the last digits of the file's name before its ending,
-    as in `Ann_Veneman_0003.jpg`."""
-    every = [(identity, name) for identity, names in source.files.items() for name in names]
-    return {key: name for identity, name in every if (key := (identity, number_of(name)))[1]}
+def rows_by_number(
+    wanted: Iterable[tuple[str, int]], names: Sequence[str], known: str, of: str
+) -> dict[tuple[str, int], int]:
+    """Which of the `names` each (identity, number) means: the folder is the identity, the last digits of the file's
+    name before its ending are the number, as in `Ann_Veneman/Ann_Veneman_0003.jpg`.
+
+    Raises `DataError` for one that none or several of them fit, naming the set, `known`, and the list, `of`.
+    """
+    rows_of: dict[tuple[str, int], list[int]] = {image: [] for image in wanted}
+    for row, name in enumerate(names):
+        rows_of.get((PurePosixPath(name).parent.name, _number_of(name)), []).append(row)
+    for (identity, number), rows in rows_of.items():
+        if not rows:
+            raise DataError(f"{known} has no image {number} of {identity}, which {of} names")
+        if len(rows) > 1:
+            one, two = (names[row] for row in rows[:2])
+            raise DataError(
+                f"{known} has {one} and {two}, either of which may be the image {number} of {identity} that {of} "
+                "names; leave one out"
+            )
+    return {image: rows[0] for image, rows in rows_of.items()}
 
 
-def number_of(name: str) -> int:
-    """The number in a file's name, `.../Ann_Veneman_0003.jpg`; 0 where it has none."""
+def _number_of(name: str) -> int:
+    """The number in a file's name; 0 where it has none."""
     digits = PurePosixPath(name).stem.rpartition("_")[2]
     return int(digits) if _is_count(digits) else 0
 
 
 def pair_set(pairs: PairList, source: ImageSource) -> PairSet:
-    """The pairs with their images, as `write_pairs` takes them. Raises `DataError` when an image is not in `source`."""
-    names = image_of(source)
+    """The pairs with their images, as `write_pairs` takes them. Raises `DataError` where none or several images
+    of `source` fit."""
+    names = source.names(source.files)
     wanted = [image for both in zip(pairs.first, pairs.second, strict=True) for image in both]
-    missing = next((image for image in wanted if image not in names), None)
-    if missing is not None:
-        raise DataError(f"{source.path} has no image {missing[1]} of {missing[0]}, which the list of pairs names")
+    row_of = rows_by_number(wanted, names, str(source.path), "the list of pairs")
     with source.reader() as read:
-        contents = {image: read(names[image]) for image in dict.fromkeys(wanted)}
+        contents = {image: read(names[row]) for image, row in row_of.items()}
     return PairSet(images=[contents[image] for image in wanted], genuine_P=pairs.genuine_P)
 
 

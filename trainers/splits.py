@@ -14,7 +14,8 @@ TABLE_NAME = "split.csv"
 _VAL_SHARE = _TEST_SHARE = 0.15
 _FEWEST_VAL_CLASSES = 4  # two in each half: the fewest that give an impostor pair
 _FEWEST_TEST_CLASSES = 2
-_FEWEST_CLASSES = 2 + _FEWEST_VAL_CLASSES + _FEWEST_TEST_CLASSES
+_FEWEST_TRAIN_CLASSES = 2
+_FEWEST_CLASSES = _FEWEST_TRAIN_CLASSES + _FEWEST_VAL_CLASSES + _FEWEST_TEST_CLASSES
 
 
 def with_splits(found: FoundImages) -> ImageSource:
@@ -60,7 +61,8 @@ def _splits_from_table(
     splits: dict[str, Split] = {}
     words: dict[str, Split] = {split: split for split in SPLITS}
     for line, row in enumerate(rows, start=2):
-        class_name, word = ((row[column] or "").strip() for column in ("class", "split"))
+        written, word = row["class"] or "", (row["split"] or "").strip()
+        class_name = written if written in files else written.strip()
         if word not in words:
             raise DataError(f"split.csv line {line} puts class '{class_name}' in '{word}'; use train, val or test")
         if splits.setdefault(class_name, words[word]) != word:
@@ -120,9 +122,16 @@ def drawn_splits(
     """A split of the classes drawn evenly along the list of them sorted by their number of images, so that each split
     has small and large ones in the same proportion.
 
-    Raises `DataError` when the shares leave a split without the fewest classes that it needs.
+    Raises `DataError` when the shares leave a split, or training, without the fewest classes that it needs.
     """
     ordered = sorted(files, key=lambda name: (len(files[name]) > 1, len(files[name]), name_hash(name, salt=f"{seed}")))
+    to_train = len(ordered) - round(val_share * len(ordered)) - round(test_share * len(ordered))
+    if to_train < _FEWEST_TRAIN_CLASSES:
+        raise DataError(
+            f"a val share of {val_share:g} and a test share of {test_share:g} leave {max(to_train, 0)} of the "
+            f"{len(ordered)} classes of {path} to train on, but training needs {_FEWEST_TRAIN_CLASSES}; choose smaller "
+            "shares"
+        )
     start = Fraction(int(name_hash("start", salt=f"{seed}")[:8], 16), 2**32)
     splits: dict[str, Split] = dict.fromkeys(ordered, "train")
     left = ordered

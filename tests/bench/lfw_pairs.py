@@ -27,7 +27,7 @@ from trainers.image_cache import Colour, decode
 from trainers.image_source import ImageSource
 from trainers.lfw_protocol import FOLDS, PAIRS, draw_pairs
 from trainers.numerics import probe
-from trainers.pair_protocol import image_of, read_pair_list
+from trainers.pair_protocol import read_pair_list, rows_by_number
 from trainers.presets import recipe_defaults
 from trainers.protocols.embedding_sets import EmbeddingSet
 from trainers.protocols.listed_pairs import ListedPairs, evaluate_listed_pairs, read_listed_pairs
@@ -79,8 +79,9 @@ def main() -> None:
         recipe = recipe.model_copy(update={"horizon_epochs": given.epochs})
     numerics = probe(task, recipe, threads=1)
     lfw, orl = open_images(root / "lfw112"), open_images(root / "orl")
-    known, listed = image_of(lfw), [read_pair_list(root / "lfw112" / name) for name in LISTS]
-    wanted = sorted({known[image] for pairs in listed for image in (*pairs.first, *pairs.second)})
+    every, listed = lfw.names(lfw.files), [read_pair_list(root / "lfw112" / name) for name in LISTS]
+    named = [image for pairs in listed for image in (*pairs.first, *pairs.second)]
+    wanted = sorted({every[row] for row in rows_by_number(named, every, "lfw112", "a list").values()})
     for seed in given.seed or SEEDS:
         for loss in given.loss or LOSSES:
             schedule = LossSchedule.constant(LOSSES[loss])

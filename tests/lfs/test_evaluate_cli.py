@@ -10,7 +10,7 @@ import pytest
 from tests.lfs.command import contents, lossearch
 from tests.lfs.test_bad_input import refused
 from trainers.formats.opening import open_images
-from trainers.pair_protocol import accuracy_by_fold, image_of, read_pair_list
+from trainers.pair_protocol import accuracy_by_fold, read_pair_list, rows_by_number
 from trainers.verification import verification
 
 RealData = Callable[[str], Path]
@@ -136,8 +136,10 @@ def test_pairs_of_templates_are_verified_in_folds(here: Path) -> None:
 
 def test_lfw_has_its_accuracy_under_its_own_list(real_data: RealData, here: Path) -> None:
     source, listed = open_images(real_data("lfw112")), read_pair_list(real_data("lfw112") / "pairs_val.txt")
-    names = image_of(source)
-    wanted = sorted({names[image] for image in (*listed.first, *listed.second)})
+    every = source.names(source.files)
+    found = rows_by_number([*listed.first, *listed.second], every, "lfw112", "the list")
+    names = {image: every[row] for image, row in found.items()}
+    wanted = sorted(set(names.values()))
     x_ND = np.random.default_rng(0).standard_normal((len(wanted), 16)).astype(np.float32)
     np.savez(here / "lfw.npz", embeddings=x_ND, paths=np.array(wanted))
     done = lossearch(

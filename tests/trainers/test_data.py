@@ -227,10 +227,19 @@ def test_grey_saved_as_colour_is_grey_and_transparent_is_white() -> None:
 
 
 def test_sixteen_bits_keep_their_range() -> None:
+    pixels, buffer = np.array([[0, 256], [32768, 65535]], np.uint16), io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    pgm = b"P5 2 2 65535\n" + pixels.astype(">u2").tobytes()
+    for content in (buffer.getvalue(), pgm, b"P2 2 2 4095 0 16 2048 4095\n"):
+        decoded = image_cache.decode_image(content, "an image", image_size=None, colour="auto")
+        assert decoded.tolist() == [[0, 1], [128, 255]]
+
+
+def test_thirty_two_bits_are_refused() -> None:
     buffer = io.BytesIO()
-    Image.fromarray(np.array([[0, 256], [32768, 65535]], np.uint16)).save(buffer, "png")
-    decoded = image_cache.decode_image(buffer.getvalue(), "a.png", image_size=None, colour="auto")
-    assert decoded.tolist() == [[0, 1], [128, 255]]
+    Image.fromarray(np.array([[0, 256], [32768, 65535]], np.int32)).save(buffer, "tiff")
+    with pytest.raises(DataError, match=r"its pixels have 32 bits \(mode I\); save it with 8 or 16 bits"):
+        image_cache.decode_image(buffer.getvalue(), "a.tif", image_size=None, colour="auto")
 
 
 def test_one_coloured_image_makes_the_task_and_its_test_colour(tmp_path: Path) -> None:

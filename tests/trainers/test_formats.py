@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import resource
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from sklearn.datasets import fetch_lfw_people, fetch_olivetti_faces
 
 from tests.trainers.test_image_folder import SPLIT, files, png, split_csv, write_folder
 from trainers.data import DataConfig, load_sealed_test, load_task
-from trainers.formats.opening import open_images, set_name
+from trainers.formats.opening import find_images, open_images, set_name
 from trainers.formats.writing import WRITERS, write_images
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError, ImageSource, Split
@@ -137,9 +138,58 @@ def test_shards_of_webdataset_without_names_are_read(tmp_path: Path) -> None:
     assert found == {f"images/{key % 4}/{key:04d}.jpg": png(key) for key in range(40)}
 
 
-def open_images_without_splits(path: Path) -> dict[str, bytes]:
-    from trainers.formats.opening import find_images
+def test_shards_whose_keys_start_anew_keep_all_their_samples(tmp_path: Path) -> None:
+    """Files of one name in one class are told apart by their shards, others keep their names."""
+    for shard in range(2):
+        samples = {
+            f"{key}.{ending}": content
+            for key in range(4)
+            for ending, content in {
+                "jpg": png(4 * shard + key),
+                "cls": f"{'ann' if key < 2 else ('bob', 'eve')[shard]}".encode(),
+            }.items()
+        }
+        _tar(tmp_path / f"s{shard}.tar", samples)
+    assert open_images_without_splits(tmp_path) == {
+        **{f"images/ann/s{shard}_{key}.jpg": png(4 * shard + key) for shard in range(2) for key in range(2)},
+        **{f"images/{('bob', 'eve')[shard]}/{key}.jpg": png(4 * shard + key) for shard in range(2) for key in (2, 3)},
+    }
 
+
+def test_a_null_in_the_json_of_a_sample_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    told = [json.dumps({"file": None, "split": None, "class": None, "label": f"p{key % 2}"}) for key in range(4)]
+    samples = {f"{key}.{end}": of for key in range(4) for end, of in (("png", png(key)), ("json", told[key].encode()))}
+    found = find_images(_tar(tmp_path / "set.tar", samples))
+    assert found.files == {"p0": ("images/p0/0.png", "images/p0/2.png"), "p1": ("images/p1/1.png", "images/p1/3.png")}
+    assert (found.splits, found.conflict) == (None, "")
+
+
+def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:
+    for shard in range(40):
+        _tar(tmp_path / f"{shard}.tar", {f"{shard}.png": png(shard), f"{shard}.cls": f"{shard % 2}".encode()})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "0.tar").open() as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 10, limits[1]))
+    try:
+        assert len(open_images_without_splits(tmp_path)) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet", "tar", "zip"])
+def test_a_table_beside_a_file_goes_before_what_the_file_says(kind: str, source: ImageSource, tmp_path: Path) -> None:
+    path = written(source, tmp_path, kind)
+    later = SPLIT | {"class00": "test", "class08": "train"}
+    (path.parent / "split.csv").write_bytes(split_csv(later))
+    assert open_images(path).splits == later
+    if kind == "list":
+        labels = [name.split("/")[1] for name in source.names(source.files)]
+        listed = pa.table({"path": source.names(source.files), "label": labels})
+        pq.write_table(listed, path.parent / "list.parquet")
+        assert open_images(path.parent / "list.parquet").splits == later
+
+
+def open_images_without_splits(path: Path) -> dict[str, bytes]:
     found = find_images(path)
     with found.store.reader() as read:
         return {name: read(name) for of_class in found.files.values() for name in of_class}
@@ -164,6 +214,38 @@ def test_parquet_lists_paths_too(source: ImageSource, tmp_path: Path) -> None:
     labels = [name.split("/")[1] for name in names]
     pq.write_table(pa.table({"path": names, "label": labels}), tmp_path / "set" / "faces.parquet")
     assert open_images(tmp_path / "set" / "faces.parquet").files == source.files
+
+
+def test_blanks_around_the_labels_of_a_list_are_no_part_of_them(tmp_path: Path) -> None:
+    labels = ["ann", " ann", "bob", "bob "]
+    rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label", *rows]))
+    pq.write_table(pa.table({"path": [f"{n}.png" for n in range(4)], "label": labels}), tmp_path / "set.parquet")
+    for name in ("set.csv", "set.parquet"):
+        files = find_images(tmp_path / name).files
+        assert files == {
+            "ann": ("images/ann/0.png", "images/ann/1.png"),
+            "bob": ("images/bob/2.png", "images/bob/3.png"),
+        }
+
+
+def test_images_without_names_are_numbered_over_the_files_of_a_split(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-0", "train-1", "valid")):
+        images = [png(8 * number + row) for row in range(8)]
+        labels = ["ann", "bob"] * 4 if number < 2 else ["eve", "max"] * 4
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet")
+    expected = {f"images/{('ann', 'bob')[row % 2]}/train{row:02d}.img": png(row) for row in range(16)}
+    expected |= {f"images/{('eve', 'max')[row % 2]}/valid{row}.img": png(16 + row) for row in range(8)}
+    assert open_images_without_splits(tmp_path) == expected
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "dev"])
+def test_a_parquet_file_is_in_the_split_that_it_is_called_by(word: str, tmp_path: Path) -> None:
+    for name, people in (("train", "ab"), (word, "cd"), ("test", "ef")):
+        table = pa.table({"image": [png(row) for row in range(4)], "label": list(people * 2)})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    splits = dict(zip("abcdef", ("train", "train", "val", "val", "test", "test"), strict=True))
+    assert open_images(tmp_path).splits == splits
 
 
 def test_what_datasets_saves_to_disk_is_read(tmp_path: Path) -> None:
@@ -196,6 +278,9 @@ def test_scikit_learns_lfw_is_read_from_its_cache(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(folder / f"Person_{person}_{number + 1:04d}.jpg")
     for name in ("pairs.txt", "pairsDevTrain.txt", "pairsDevTest.txt"):
         (tmp_path / "lfw_home" / name).write_text("")
+    table = {f"Person_{person}": split for person, split in enumerate(("train", "val", "test"))}
+    (tmp_path / "split.csv").write_bytes(split_csv(table))
+    assert open_images(tmp_path).splits == table
     theirs = fetch_lfw_people(data_home=str(tmp_path), download_if_missing=False, resize=None, slice_=None, color=True)
     ours = open_images_without_splits(tmp_path)
     decoded = {
@@ -273,6 +358,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"has the class '\.\./ann'; a class is",
     ),
     "csv without a label": (_text("set.csv", "path,label\na.png,\n"), "has the class ''"),
+    "csv with a hidden file": (
+        _text("set.csv", "path,label\na.png,ann\nx/.b.png,ann\nc.png,bob\n"),
+        r"has images/ann/\.b\.png, whose name is that of a hidden file; rename it or remove its row",
+    ),
     "csv in another encoding": (
         lambda root: _binary(root / "set.csv", b"path,label\n\xff\xfe"),
         "not a CSV file in UTF-8",
@@ -289,9 +378,26 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "parquet without labels": (_table(image=[b"a"], name=["ann"]), "lacks a column 'label'"),
     "sample without a class": (lambda root: _tar(root / "set.tar", {"0.jpg": png()}), "0 in .* has no class"),
     "sample with bad JSON": (lambda root: _tar(root / "set.tar", {"0.jpg": png(), "0.json": b"{"}), "is not JSON"),
+    "tars with one image": (
+        lambda root: _tar(_tar(root / "a.tar", files()).with_name("b.tar"), {"images/class03/1.png": b"x"}).parent,
+        r"has images/class03/1\.png in two tars; remove one of them",
+    ),
+    "sparse tar": (lambda root: _sparse_tar(root / "set.tar"), r"holds 'images/a/0\.png' as a sparse file; repack it"),
     "tar that climbs": (lambda root: _tar(root / "set.tar", {"images/../../x.png": b""}), "unsafe name"),
     "compressed tar": (lambda root: _binary(root / "set.tar", zlib.compress(b"x" * 9999)), "as an uncompressed tar"),
 }
+
+
+def _sparse_tar(path: Path) -> Path:
+    """As GNU tar writes one with `-S --format=posix`: a map of the data goes before them."""
+    content = b"1\n0\n512\n".ljust(512, b"\0") + png().ljust(512, b"\0")
+    member = tarfile.TarInfo("images/a/0.png")
+    member.size = len(content)
+    told = {"major": "1", "minor": "0", "name": "images/a/0.png", "realsize": "512"}
+    member.pax_headers = {f"GNU.sparse.{word}": value for word, value in told.items()}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO(content))
+    return path
 
 
 def _binary(path: Path, content: bytes) -> Path:

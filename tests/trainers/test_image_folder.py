@@ -69,6 +69,22 @@ def test_a_folder_its_zip_and_a_folder_with_the_zip_are_the_same_set(tmp_path: P
     assert all(one.fingerprints(names) == opened[0].fingerprints(names) for one in opened)
 
 
+def test_a_table_beside_a_zip_goes_before_the_one_in_it(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", files() | {"split.csv": split_csv(SPLIT)})
+    later = SPLIT | {"class00": "test", "class08": "train"}
+    (tmp_path / "split.csv").write_bytes(split_csv(later))
+    assert open_images(path).splits == open_images(tmp_path).splits == later
+
+
+def test_a_class_with_blanks_around_its_name_keeps_its_split(tmp_path: Path) -> None:
+    blank = SPLIT | {" class00": "train", "class01 ": "test"}
+    contents = files(dict.fromkeys(blank, 2)) | {"split.csv": split_csv(blank)}
+    assert open_images(write_folder(tmp_path / "blank", contents)).splits == blank
+    typed = {f" {name} ": split for name, split in SPLIT.items()}
+    contents = files() | {"split.csv": split_csv(typed)}
+    assert open_images(write_folder(tmp_path / "typed", contents)).splits == SPLIT
+
+
 def test_the_desktops_files_are_passed_over(tmp_path: Path) -> None:
     litter = ("images/.DS_Store", "images/class00/Thumbs.db", "images/class00/._0.png", "__MACOSX/images/x", "README")
     contents = files() | dict.fromkeys(litter, b"?")
@@ -150,6 +166,12 @@ def _two_zips(root: Path) -> Path:
     return root
 
 
+def _latin_1(root: Path) -> Path:
+    _good(root)
+    (root / "images" / "class00").rename(root / "images" / os.fsdecode("Müller".encode("latin-1")))
+    return root
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "missing": (lambda root: root / "nowhere", ("there is no file or folder", "nowhere")),
     "not an image folder": (lambda root: write_folder(root, {"notes.txt": b""}), ("is not an image folder", "images/")),
@@ -178,6 +200,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "table not text": (_changed({"split.csv": b"\xff\xfe\x00c"}), ("split.csv", "UTF-8")),
     "loose file": (_changed({"images/stray.png": png()}), ("images/stray.png", "layout")),
     "too deep": (_changed({"images/class00/deep/0.png": png()}), ("images/class00/deep", "layout")),
+    "class not text": (_latin_1, (r"'M\udcfcller'", "not in UTF-8")),
     "zip too deep": (_zip_with("images/class00/deep/0.png"), ("images/class00/deep/0.png", "layout")),
     "zip climbs out": (_zip_with("../evil.png"), ("unsafe name '../evil.png'",)),
     "zip climbs inside": (_zip_with("images/a/../../../evil.png"), ("unsafe name",)),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainers.test_image_folder import split_csv, write_folder
 from trainers.formats.opening import open_images
 from trainers.formats.pair_sets import read_pairs, write_pairs
 from trainers.image_source import DataError
@@ -61,6 +62,24 @@ def test_the_list_of_lfw_becomes_a_verification_set(real_data: RealData, tmp_pat
     assert (len(official.first), official.fold_P.max()) == (6000, 9)
     with pytest.raises(DataError, match=r"has no image \d+ of \w+, which the list of pairs names"):
         pair_set(official, source)
+
+
+def test_an_image_that_several_files_may_be_is_refused_where_a_pair_names_it(tmp_path: Path) -> None:
+    names = ("ann/x_1", "ann/y_01", "ann/x_2", "bob/x_1", "bob/x_2", "bob/x_3", "bob/y_3")
+    contents = {f"images/{name}.png": name.encode() for name in names}
+    split = {"split.csv": split_csv({"ann": "train", "bob": "test"})}
+    source = open_images(write_folder(tmp_path / "set", contents | split))
+    (tmp_path / "pairs.txt").write_text("1\nbob\t1\t2\nbob\t1\tann\t2\n")
+    assert pair_set(read_pair_list(tmp_path / "pairs.txt"), source).images == [
+        b"bob/x_1",
+        b"bob/x_2",
+        b"bob/x_1",
+        b"ann/x_2",
+    ]
+    (tmp_path / "pairs.txt").write_text("1\nbob\t1\t2\nbob\t1\tann\t1\n")
+    either = r"has images/ann/x_1\.png and images/ann/y_01\.png, either of which may be the image 1 of ann that"
+    with pytest.raises(DataError, match=f"{either} the list of pairs names; leave one out"):
+        pair_set(read_pair_list(tmp_path / "pairs.txt"), source)
 
 
 def slow_accuracy(scores: list[float], genuine: list[bool], folds: list[int]) -> list[float]:

@@ -1,7 +1,8 @@
 import io
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from tests.trainers.records import MAGIC, image_record, insightface, record, write_records
 from trainers.data import DataConfig, load_task
 from trainers.formats.opening import open_images
-from trainers.formats.record_sets import find_in_records
+from trainers.formats.record_io import mapped
+from trainers.formats.record_sets import _check_number_0, _Header, find_in_records
 from trainers.formats.writing import write_images
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError
@@ -48,6 +50,33 @@ def test_a_set_of_insightface_is_read_with_and_without_its_index(index: bool, tm
     assert load_task(DataConfig(path=tmp_path, min_images_per_class=2), cache_dir=tmp_path / "cache").train.classes > 2
 
 
+@pytest.mark.parametrize("further", [0, 1, 2])
+def test_record_0_counts_images_beyond_what_float32_holds_exactly(further: int, tmp_path: Path) -> None:
+    number = 2**24 + further
+    write_records(tmp_path, {0: image_record(0, [number + 1, number + 2], b"")})
+    with mapped(tmp_path / "train.rec") as data:
+        for images in (range(1, number + 1), range(1, number - 4)):
+            refused = pytest.raises(DataError, match=rf"promises 1677721\d images .* has {number - 5}; restore it")
+            with refused if len(images) < number else nullcontext():
+                _check_number_0(tmp_path / "train.rec", data, {0: 0}, _Numbered(images))
+
+
+class _Numbered(dict[int, _Header]):
+    """Images of these numbers, without what is known of them."""
+
+    def __init__(self, numbers: range) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.numbers
+
+    def __iter__(self) -> Iterator[int]:
+        return reversed(self.numbers[-1:])
+
+
 def test_records_without_a_number_0_of_many_labels_and_in_any_order_are_read(tmp_path: Path) -> None:
     keys = [5, 0, 3, 1]
     write_records(tmp_path, {key: image_record(key, [key % 2, 0.5, -3], png(key)) for key in keys})
@@ -66,8 +95,12 @@ def test_a_list_beside_the_records_gives_the_names(tmp_path: Path) -> None:
     rows = [f"{key}\t{key % 2:f}\t{('ann', 'bob')[key % 2]}/{key}.jpg\n" for key in range(4)]
     (tmp_path / "train.lst").write_text("".join(rows))
     assert read_all(tmp_path) == {f"images/{('ann', 'bob')[key % 2]}/{key}.jpg": png(key) for key in range(4)}
+    (tmp_path / "train.lst").write_text("\n".join(["", *rows, " \n"]))
+    assert read_all(tmp_path).keys() == {f"images/{('ann', 'bob')[key % 2]}/{key}.jpg" for key in range(4)}
     numbered = {f"images/{key % 2}/{key}.png" for key in range(4)}
     for misleading in (
+        [row.replace("\t", " ") for row in rows],
+        [row.replace("\t", " ", 1) for row in rows],
         rows[:3],
         [*rows[:3], rows[3].replace("\t1", "\t0")],
         [*rows[:3], rows[3].replace("bob", "ann")],

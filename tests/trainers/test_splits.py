@@ -29,6 +29,13 @@ def test_the_seed_decides_and_no_share_is_no_split() -> None:
     assert set(first.values()) == {"train", "val"}
 
 
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.3, 0.8), (0.5, 1.0), (0.5, 0.45)])
+def test_shares_that_leave_no_classes_to_train_on_are_refused(val: float, test: float) -> None:
+    few = dict(list(FILES.items())[:20])
+    with pytest.raises(DataError, match=r"leave [01] of the 20 classes of set to train on, but training needs 2"):
+        drawn_splits(few, Path("set"), val_share=val, test_share=test, seed=0)
+
+
 def test_a_share_that_leaves_too_few_is_refused() -> None:
     few = dict(list(FILES.items())[:20])
     with pytest.raises(DataError, match=r"a val share of 0\.1 takes 2 of the 20 classes .* but val needs 4"):

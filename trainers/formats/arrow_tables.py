@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from trainers.formats.image_lists import LABEL_WORDS, PATH_WORDS, column_of, found_in_list
-from trainers.formats.labelled import Columns, Row, found_in_table, further_columns, image_names
+from trainers.formats.labelled import SPLIT_WORDS, Columns, Row, found_in_table, further_columns, image_names
 from trainers.image_folder import beside
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
 from trainers.splits import TABLE_NAME
@@ -78,13 +78,13 @@ def _found(path: Path, parts: "Sequence[_Part]") -> FoundImages:
     columns: list[pa.ChunkedArray] = []
     at: list[tuple[int, int]] = []
     tables = [table for table, _, _ in parts]
-    for number, (table, names, split) in enumerate(parts):
+    for number, table in enumerate(tables):
         images = next((word for word in _IMAGE_WORDS if _holds_bytes(table, word)), None)
         if images is None:
             listed = [row for each in parts for row in _listed(*each, path)]
             further = _columns(tables, path, listed=True)
             return found_in_list(path if path.is_file() else path / "list", listed, further)
-        of_part, column = _rows(table, images, names, split, path)
+        of_part, column = _rows(parts, number, images, path)
         rows += of_part
         columns.append(column)
         at += [(number, row) for row in range(len(of_part))]
@@ -112,7 +112,7 @@ def _tables(path: Path) -> Iterator[_Part]:
     else:
         for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
             split = file.name.partition("-")[0].partition(".")[0]
-            yield _parquet(file, split if split in ("train", "validation", "test") else "")
+            yield _parquet(file, split if split in SPLIT_WORDS else "")
 
 
 def _parquet(file: Path, split: str) -> _Part:
@@ -146,30 +146,36 @@ def _holds_bytes(table: pa.Table, column: str) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _rows(
-    table: pa.Table, images: str, names: Sequence[str], split: str, path: Path
-) -> tuple[list[Row], pa.ChunkedArray]:
-    """The rows of a table that holds images, and its column of bytes."""
+def _rows(parts: Sequence[_Part], number: int, images: str, path: Path) -> tuple[list[Row], pa.ChunkedArray]:
+    """The rows of one of the tables, which holds images, and its column of bytes."""
+    table, names, split = parts[number]
     column = table[images]
     files: list[str | None] = [None] * len(table)
     if pa.types.is_struct(column.type):
         has_path = any(column.type.field(index).name == "path" for index in range(column.type.num_fields))
         files = pc.struct_field(column, "path").to_pylist() if has_path else files
         column = pc.struct_field(column, "bytes")
-    width = len(str(len(table)))
     labels, splits = _labels(table, names, path), _splits(table, split)
     rows = [
-        Row(label, file or f"{split}{number:0{width}d}.img", of_row)
-        for number, (label, file, of_row) in enumerate(zip(labels, files, splits, strict=True))
+        Row(label, file or numbered, of_row)
+        for label, file, numbered, of_row in zip(labels, files, _numbered(parts, number), splits, strict=True)
     ]
     return rows, column
+
+
+def _numbered(parts: Sequence[_Part], number: int) -> list[str]:
+    """What to call the images of one of the tables where it does not: by numbers that go on over those of its split."""
+    split = parts[number][2]
+    counts = [len(table) if of_part == split else 0 for table, _, of_part in parts]
+    first, width = sum(counts[:number]), len(str(sum(counts)))
+    return [f"{split}{row:0{width}d}.img" for row in range(first, first + counts[number])]
 
 
 def _listed(table: pa.Table, names: Sequence[str], split: str, path: Path) -> list[Row]:
     """The rows of a table that lists paths."""
     files = table[column_of(PATH_WORDS, table.column_names, path)].to_pylist()
     columns = zip(_labels(table, names, path), files, _splits(table, split), strict=True)
-    return [Row(label, str(file), of_row) for label, file, of_row in columns]
+    return [Row(label.strip(), str(file), of_row) for label, file, of_row in columns]
 
 
 def _labels(table: pa.Table, names: Sequence[str], path: Path) -> list[str]:

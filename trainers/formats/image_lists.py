@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.formats.labelled import Columns, Row, found_in_table, further_columns, image_names
-from trainers.image_folder import reading, write_folder
+from trainers.image_folder import beside, reading, write_folder
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store
+from trainers.splits import TABLE_NAME
 
 PATH_WORDS = ("path", "file", "filename", "image_path", "image")
 LABEL_WORDS = ("label", "class", "identity", "id", "target")
@@ -37,7 +38,7 @@ def find_in_csv(path: Path) -> FoundImages:
         columns = table.fieldnames or []
         place, label = (column_of(words, columns, path) for words in (PATH_WORDS, LABEL_WORDS))
         lines = list(table)
-        rows = [Row(each[label] or "", each[place] or "", each.get("split") or "") for each in lines]
+        rows = [Row((each[label] or "").strip(), each[place] or "", each.get("split") or "") for each in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one") from error
     others = [column for column in columns if column not in ("", place, label, "split")]
@@ -48,7 +49,8 @@ def found_in_list(path: Path, rows: Sequence[Row], columns: Columns) -> FoundIma
     """The set of these rows, whose files are paths from the folder of `path`."""
     names = image_names(rows, path)
     files = {name: path.parent / row.file for name, row in zip(names, rows, strict=True)}
-    return found_in_table(path, "list", rows, names, ListStore(files), columns)
+    found = found_in_table(path, "list", rows, names, ListStore(files), columns)
+    return found.with_table(beside(path.parent / TABLE_NAME))
 
 
 def column_of(words: Sequence[str], columns: Sequence[str], path: Path) -> str:

@@ -36,7 +36,8 @@ class Row:
 def image_names(rows: Sequence[Row], path: Path) -> list[str]:
     """`images/<class>/<file>` of each row. Files of one name in one class are told apart by their folders.
 
-    Raises `DataError` for a label that cannot be the name of a class, and for two rows of one image.
+    Raises `DataError` for a label that cannot be the name of a class, for a file that is passed over as the desktop's,
+    and for two rows of one image.
     """
     for label in {row.label for row in rows}:
         if not wanted(label) or not label or "/" in label or "\\" in label or not label.isprintable():
@@ -47,6 +48,9 @@ def image_names(rows: Sequence[Row], path: Path) -> list[str]:
         name if uses[name] == 1 else f"images/{row.label}/{row.file.strip('/').replace('/', '_')}"
         for name, row in zip(short, rows, strict=True)
     ]
+    hidden = next((name for name in names if not wanted(PurePosixPath(name).name)), None)
+    if hidden is not None:
+        raise DataError(f"{path} has {hidden[:160]}, whose name is that of a hidden file; rename it or remove its row")
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{path} has {twice} twice; remove one of them")

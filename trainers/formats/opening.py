@@ -9,9 +9,9 @@ from trainers.formats.image_lists import find_in_csv
 from trainers.formats.pixel_arrays import find_in_npz, find_olivetti
 from trainers.formats.record_sets import find_in_records
 from trainers.formats.tar_files import find_in_tar
-from trainers.image_folder import find_in_folder, find_in_zip, holds_class_folders
+from trainers.image_folder import beside, find_in_folder, find_in_zip, holds_class_folders
 from trainers.image_source import LAYOUT, DataError, FoundImages, ImageSource
-from trainers.splits import with_splits
+from trainers.splits import TABLE_NAME, with_splits
 
 FILES: Mapping[str, Callable[[Path], FoundImages]] = {
     ".csv": find_in_csv,
@@ -28,7 +28,7 @@ FILES: Mapping[str, Callable[[Path], FoundImages]] = {
 def open_images(path: Path) -> ImageSource:
     """The image set at `path`, in whichever format, with its splits.
 
-    A `split.csv` in it or beside it (columns `class` and `split`; train, val or test) says which class is in which
+    A `split.csv` beside it, else in it (columns `class` and `split`; train, val or test), says which class is in which
     split, else the format itself. Where neither does, the hash of the class name does: 70 % train, 15 % val, 15 % test.
 
     Raises `DataError` for everything that cannot be used.
@@ -97,6 +97,8 @@ def _find_in_cache_of_sklearn(path: Path) -> FoundImages | None:
     """What `fetch_lfw_people` or `fetch_olivetti_faces` of scikit-learn left in its folder, None where it did not."""
     for faces in ("lfw_home/lfw_funneled", "lfw_funneled", "lfw_home/lfw"):
         if (path / faces).is_dir():
-            return find_in_folder(path / faces)
+            found = find_in_folder(path / faces)
+            table = beside(path / TABLE_NAME)
+            return found if table is None else found.with_table(table)
     cached = path / "olivetti_py3.pkz"
     return find_olivetti(cached) if cached.exists() else None

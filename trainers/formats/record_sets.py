@@ -148,14 +148,18 @@ def _images(path: Path, data: mmap.mmap, offsets: Mapping[int, int]) -> Iterator
 
 
 def _check_number_0(path: Path, data: mmap.mmap, offsets: Mapping[int, int], images: Mapping[int, _Header]) -> None:
-    """Where record 0 says how many images there are, that many must be there, numbered from 1."""
+    """Where record 0 says how many images there are, that many must be there, numbered from 1.
+
+    It says so as float32, which from 2**24 on means several numbers.
+    """
     if 0 in images or 0 not in offsets:
         return
     header = _header(data, record_at(data, offsets[0], path), path)
-    promised = int(header.label) - 1
-    if header.flag != 2 or not 0 <= promised < _EXACT:
+    if header.flag != 2 or header.label < 1:
         raise damaged(path, offsets[0], "it has neither an image nor the number of images")
-    if len(images) != promised or max(images, default=0) != promised:
+    (next_key,) = _LABEL.unpack(_LABEL.pack(len(images) + 1))
+    if header.label != next_key or max(images, default=0) != len(images):
+        promised = int(header.label) - 1
         raise DataError(f"{path} promises {promised} images in its record 0, but has {len(images)}; restore it")
 
 
@@ -196,10 +200,14 @@ def _listed_names(path: Path, images: Mapping[int, _Header]) -> dict[int, str] |
         return None
     names: dict[int, str] = {}
     for line in _text(listed).splitlines():
-        key, *labels, place = line.split("\t")
-        parts = PurePosixPath(place).parts
+        if not line.strip():
+            continue
+        key, *words = line.split("\t")
         header = images.get(int(key)) if _is_number(key) else None
-        if header is None or len(parts) < 2 or not labels or not _is_label(labels[0], header.label):
+        if header is None or len(words) < 2 or not _is_label(words[0], header.label):
+            return None
+        parts = PurePosixPath(words[-1]).parts
+        if len(parts) < 2:
             return None
         names[int(key)] = f"images/{parts[-2]}/{parts[-1]}"
     if names.keys() != images.keys() or len(set(names.values())) != len(names):

@@ -1,22 +1,21 @@
 """Image sets in tar files: laid out `images/<class>/<file>`, or as shards of WebDataset.
 
-A sample of WebDataset is a run of files that share their name up to the first dot: an image, and its class in `.cls`
-(a text) or `.json` (`class`, `label` or `cls`, and optionally `file` and `split`). Only uncompressed tars are read, for
-images are compressed already and a compressed tar can only be read from its beginning.
+A sample of WebDataset is a run of files of one shard that share their name up to the first dot: an image, and its class
+in `.cls` (a text) or `.json` (`class`, `label` or `cls`, and optionally `file` and `split`). Only uncompressed tars are
+read, for images are compressed already and a compressed tar can only be read from its beginning.
 """
 
-import contextlib
 import io
 import json
-import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from trainers.formats.labelled import Row, found_in_table, image_names
-from trainers.image_folder import beside, refuse_unsafe
+from trainers.image_folder import beside, reading, refuse_unsafe
 from trainers.image_source import DataError, FoundImages, ImageSource, OnImage, Reader, Store, by_class
 from trainers.splits import TABLE_NAME, split_table
 
@@ -41,32 +40,35 @@ class TarStore(Store):
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        """What reads images while the context lasts."""
-        with contextlib.ExitStack() as opened:
-            files = {tar: opened.enter_context(tar.open("rb")) for tar in {place.tar for place in self.places.values()}}
+        """What reads images while the context lasts; a tar is opened for each, for there may be thousands."""
 
-            def read(name: str) -> bytes:
-                place = self.places[name]
-                content = os.pread(files[place.tar].fileno(), place.size, place.offset)
-                if len(content) < place.size:
-                    raise DataError(f"{name} in {place.tar} is cut off; restore the file")
-                return content
+        def read(name: str) -> bytes:
+            place = self.places[name]
+            content = reading(lambda: _content(place), name, place.tar)
+            if len(content) < place.size:
+                raise DataError(f"{name} in {place.tar} is cut off; restore the file")
+            return content
 
-            yield read
+        yield read
 
 
 def find_in_tar(path: Path) -> FoundImages:
     """The images of a tar, or of the shards of a folder. Raises `DataError`."""
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    members = {name: place for shard in shards for name, place in _members(shard)}
-    if not any(name.startswith("images/") and name.endswith((".cls", ".json")) for name in members):
-        inside = {name: place for name, place in members.items() if name.startswith("images/")}
-        if inside:
-            table = members.get(TABLE_NAME)
-            content = beside(_folder(path) / TABLE_NAME) if table is None else _content(table)
-            files = by_class(inside, path)
-            return FoundImages(path=path, format="tar", files=files, store=TarStore(inside), table=content)
-    return _find_samples(path, members)
+    members = {shard: dict(_members(shard)) for shard in shards}
+    inside = [name for of_shard in members.values() for name in of_shard if name.startswith("images/")]
+    if not inside or any(name.endswith((".cls", ".json")) for name in inside):
+        return _find_samples(path, members)
+    files = by_class(inside, path)
+    uses = Counter(inside)
+    twice = next((name for names in files.values() for name in names if uses[name] > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has {twice} in two tars; remove one of them")
+    places = {name: place for of_shard in members.values() for name, place in of_shard.items()}
+    table = beside(_folder(path) / TABLE_NAME)
+    if table is None and TABLE_NAME in places:
+        table = _content(places[TABLE_NAME])
+    return FoundImages(path=path, format="tar", files=files, store=TarStore(places), table=table)
 
 
 def _folder(path: Path) -> Path:
@@ -81,6 +83,8 @@ def _members(tar: Path) -> Iterator[tuple[str, Place]]:
                 refuse_unsafe(name, tar)
                 if member.issym() or member.islnk():
                     raise DataError(f"{tar} holds the link '{name}'; put the file itself there")
+                if member.issparse():
+                    raise DataError(f"{tar} holds '{name}' as a sparse file; repack it without --sparse (-S)")
                 if member.isreg():
                     yield name, Place(tar, member.offset_data, member.size)
             if any(_content(Place(tar, archive.offset, tarfile.BLOCKSIZE))):  # where tarfile stops without a word
@@ -97,18 +101,17 @@ def _content(place: Place) -> bytes:
         return file.read(place.size)
 
 
-def _find_samples(path: Path, members: Mapping[str, Place]) -> FoundImages:
-    samples: dict[str, dict[str, Place]] = {}
-    for name, place in members.items():
-        folder, _, base = name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[ending.lower()] = place
+def _find_samples(path: Path, members: Mapping[Path, Mapping[str, Place]]) -> FoundImages:
+    """The samples of all shards; files of one name whose key is in several shards lie in folders named by these."""
+    samples = [(shard, key, parts) for shard, of_shard in members.items() for key, parts in _samples(of_shard).items()]
+    uses = Counter(key for _, key, _ in samples)
     rows, places = [], []
-    for key, parts in samples.items():
+    for shard, key, parts in samples:
         image = next((ending for ending in _IMAGE_ENDINGS if ending in parts), None)
         if image is None:
             continue
-        rows.append(_row(key, image, parts, path))
+        row = _row(key, image, parts, shard)
+        rows.append(row if uses[key] == 1 else replace(row, file=f"{shard.stem}/{row.file}"))
         places.append(parts[image])
     names = image_names(rows, path)
     store = TarStore(dict(zip(names, places, strict=True)))
@@ -116,19 +119,29 @@ def _find_samples(path: Path, members: Mapping[str, Place]) -> FoundImages:
     return found.with_table(beside(_folder(path) / TABLE_NAME))
 
 
-def _row(key: str, ending: str, parts: Mapping[str, Place], path: Path) -> Row:
+def _samples(members: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
+    """The files of each sample of a shard by what follows the first dot, by key."""
+    samples: dict[str, dict[str, Place]] = {}
+    for name, place in members.items():
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[ending.lower()] = place
+    return samples
+
+
+def _row(key: str, ending: str, parts: Mapping[str, Place], shard: Path) -> Row:
     told: object = None
     if "json" in parts:
         try:
             told = json.loads(_content(parts["json"]))
         except ValueError as error:
-            raise DataError(f"{key}.json in {path} is not JSON ({error}); correct it") from error
-    told = told if isinstance(told, dict) else {}
+            raise DataError(f"{key}.json in {shard} is not JSON ({error}); correct it") from error
+    told = {word: value for word, value in told.items() if value is not None} if isinstance(told, dict) else {}
     label = next((told[word] for word in ("class", "label", "cls") if word in told), None)
     if label is None and "cls" in parts:
         label = _content(parts["cls"]).decode("utf-8", errors="replace").strip()
     if not isinstance(label, str | int):
-        raise DataError(f"{key} in {path} has no class; a sample needs a .cls, or a .json with 'class'")
+        raise DataError(f"{key} in {shard} has no class; a sample needs a .cls, or a .json with 'class'")
     return Row(str(label), str(told.get("file", f"{key}.{ending}")), str(told.get("split", "")))
 
 

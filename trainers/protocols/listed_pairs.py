@@ -7,7 +7,7 @@ P pairs, F folds, U units that are resampled, B resamples, C cells of the error 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from trainers.formats.arrow_tables import Texts, csv_line, read_csv_texts
 from trainers.formats.pair_sets import read_pairs
 from trainers.image_source import DataError
-from trainers.pair_protocol import accuracy_by_fold, number_of, read_pair_list
+from trainers.pair_protocol import accuracy_by_fold, read_pair_list, rows_by_number
 from trainers.protocols.embedding_sets import EmbeddingSet, ImageTable
 from trainers.protocols.measures import LEVEL, Curve, Evaluation, Measure, few_accepts, resolved
 from trainers.protocols.roc import Roc, cells, merged
@@ -74,13 +74,10 @@ def read_listed_pairs(path: Path, images: ImageTable) -> ListedPairs:
 def _from_text(path: Path, images: ImageTable) -> ListedPairs:
     listed = read_pair_list(path)
     paths = images.column("paths", f"{path} needs to find images by identity and number")
-    row_of = {(PurePosixPath(name).parent.name, number_of(name)): row for row, name in enumerate(paths.tolist())}
-    rows = []
-    for identity, number in (*listed.first, *listed.second):
-        if (identity, number) not in row_of:
-            raise DataError(f"{images.name} has no image {number} of {identity}, which {path} names")
-        rows.append(row_of[identity, number])
-    first_P, second_P = np.array(rows, dtype=np.int64).reshape(2, -1)
+    row_of = rows_by_number([*listed.first, *listed.second], paths.tolist(), images.name, str(path))
+    first_P, second_P = (
+        np.array([row_of[image] for image in side], dtype=np.int64) for side in (listed.first, listed.second)
+    )
     folds = listed.fold_P if listed.fold_P.any() else _dealt(listed.genuine_P)
     return ListedPairs(first_P=first_P, second_P=second_P, genuine_P=listed.genuine_P, fold_P=folds)
 

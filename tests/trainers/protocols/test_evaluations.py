@@ -215,6 +215,10 @@ def test_the_three_kinds_of_lists_name_the_same_pairs(tmp_path: Path) -> None:
 BAD_LISTS = {
     "a.png": ("", r"is a pairs\.txt, a \.bin or a \.csv, but got .*a\.png"),
     "a.txt": (TEXT.replace("bob\t3", "bob\t9"), r"mine\.npz has no image 9 of bob, which .*a\.txt names"),
+    "twice.txt": (
+        "1\nann\t1\t2\nann\t1\teve\t1\n",
+        r"mine\.npz has x/eve/a_1\.jpg and x/eve/b_1\.jpg, either of which may be the image 1 of eve that .*twice\.txt",
+    ),
     "head.csv": ("one,two\n", "must begin with first,second,genuine"),
     "word.csv": ("first,second,genuine\n\nx,y,1\nx,y,maybe\n", "line 4 of .* 1 or 0 for genuine, but is 'x,y,maybe'"),
     "short.csv": (
@@ -235,7 +239,8 @@ BAD_LISTS = {
 def test_a_wrong_list_gets_one_sentence(name: str, tmp_path: Path) -> None:
     content, sentence = BAD_LISTS[name]
     (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
-    images = embedding_set(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]), paths=PATHS)
+    paths = [*PATHS, "x/eve/a_1.jpg", "x/eve/b_1.jpg"]
+    images = embedding_set(np.eye(6, dtype=np.float32), np.array([0, 0, 1, 1, 2, 2]), paths=paths)
     with pytest.raises(DataError, match=sentence):
         read_listed_pairs(tmp_path / name, images)
 
