@@ -55,6 +55,7 @@ def draw_arms(data: DataSet, arms: Sequence[Arm], to: Path) -> None:
         axes.plot(arm.score_U, [place] * len(arm.score_U), "|", color="#666666", markersize=8)
         axes.plot(own.mean, place, "o" if needs_search else "s", color="#0072b2" if needs_search else "#d55e00")
     axes.set_yticks(range(len(ordered)), [f"{arm.name} ({len(arm.score_U)})" for arm in ordered])
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel(f"{data.metric} on the sealed test: mean, 95 % interval, units")
     left_out = f"\nfar below, not drawn: {', '.join(far)}" if far else ""
     axes.set_title(f"found by a search: blue discs; needs none: red squares{left_out}", fontsize=10)

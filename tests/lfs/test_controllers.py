@@ -89,20 +89,28 @@ def test_the_order_within_a_round_does_not_matter_but_the_seed_does(make: Make) 
     assert [trial.schedule for trial in drive(make(4), 4, random.Random(1))] != [trial.schedule for trial in asked]
 
 
-@every_controller
-def test_another_process_asks_the_same(make: Make, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.id
+@pytest.fixture(scope="module")
+def asked_elsewhere() -> dict[str, object]:
+    """What every controller asks in another process."""
     code = (
         "import random, sys; sys.path.insert(0, sys.argv[1])\n"
         "from pydantic import TypeAdapter\nfrom lfs.trial import Trial\n"
         "from tests.lfs.test_controllers import CONTROLLERS, drive\n"
-        f"asked = drive(CONTROLLERS[{name!r}](3), 3, random.Random(5))\n"
-        "print(TypeAdapter(list[Trial]).dump_json(asked).decode())\n"
+        "asked = {name: drive(make(3), 3, random.Random(5)) for name, make in CONTROLLERS.items()}\n"
+        "print(TypeAdapter(dict[str, list[Trial]]).dump_json(asked).decode())\n"
     )
     folder = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@every_controller
+def test_another_process_asks_the_same(
+    make: Make, asked_elsewhere: dict[str, object], request: pytest.FixtureRequest
+) -> None:
     here = TypeAdapter(list[Trial]).dump_json(drive(make(3), 3, random.Random(5)))
-    assert json.loads(done.stdout) == json.loads(here)
+    assert asked_elsewhere[request.node.callspec.id] == json.loads(here)
 
 
 @every_controller

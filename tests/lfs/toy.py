@@ -159,10 +159,10 @@ def make_tpe_trajectories(seed: int = 0) -> Controller:
     return Independent(sampler, trials=8, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
 
-def make_optuna(kind: Kind, space: Space) -> Callable[[int], Controller]:
+def make_optuna(kind: Kind, space: Space, trials: int = 12) -> Callable[[int], Controller]:
     def make(seed: int = 0) -> Controller:
         sampler = OptunaSampler(trajectories(space, rates=RATES), kind=kind, seed=seed, startup=3, population=4)
-        return Independent(sampler, trials=12, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+        return Independent(sampler, trials=trials, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
     return make
 
@@ -174,13 +174,13 @@ def make_halving(seed: int = 0) -> Controller:
 
 def make_hyperband(seed: int = 0) -> Controller:
     sampler = OptunaSampler(trajectories(), kind="tpe", seed=seed, startup=3)
-    brackets = hyperband(16, horizon_epochs=HORIZON_EPOCHS, min_epochs=1, eta=2)
+    brackets = hyperband(8, horizon_epochs=HORIZON_EPOCHS, min_epochs=1, eta=2)
     return Halving(sampler, brackets=brackets, eta=2, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
 
 def make_evolution(seed: int = 0) -> Controller:
-    sampler = Evolution(class_counts=[5, 7, 9], seed=seed, population=6, tournament=3)
-    return Independent(sampler, trials=12, horizon_epochs=HORIZON_EPOCHS, seed=seed)
+    sampler = Evolution(class_counts=[5, 7, 9], seed=seed, population=4, tournament=2)
+    return Independent(sampler, trials=8, horizon_epochs=HORIZON_EPOCHS, seed=seed)
 
 
 def make_population(seed: int = 0) -> Controller:
@@ -218,7 +218,7 @@ CONTROLLERS: dict[str, Callable[[int], Controller]] = {
     "tpe": make_optuna("tpe", Unified()),
     "tpe_trajectories": make_tpe_trajectories,
     "cmaes": make_optuna("cmaes", WIDE),
-    "gp": make_optuna("gp", WIDE),
+    "gp": make_optuna("gp", WIDE, trials=7),
     "qmc": make_optuna("qmc", WIDE),
     "nsga2": make_optuna("nsga2", Unified()),
     "evolution": make_evolution,
