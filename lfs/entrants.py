@@ -258,6 +258,8 @@ class ComparisonController:
         self._jobs_asked: list[_Job] = []
         self._scores: dict[int, float] = {}
         """On the choice half, by trial; a failure is below all others."""
+        self._lost: set[int] = set()
+        """The trials that the machine failed, not their loss."""
         self._grids: dict[str, dict[int, float]] = {}
         """The scores of an entrant's grid, by candidate."""
         self._trained: dict[tuple[str, int], list[int]] = {}
@@ -314,16 +316,21 @@ class ComparisonController:
         job = self._jobs_asked[trial.number]
         score = float("-inf") if outcome.error else reward_of(outcome.metrics, self._metric, "choice")
         self._scores[trial.number] = score
+        if outcome.error and not outcome.diverged:
+            self._lost.add(trial.number)
         if job.candidate is None:
             self._trained.setdefault((job.entrant.name, job.replicate), []).append(trial.number)
         else:
             self._grids.setdefault(job.entrant.name, {})[job.candidate] = score
 
     def champion(self, entrant: Entrant, replicate: int) -> int | None:
-        """The number of the trial that stands for an entrant under a seed: its own, or the best of its pool so far."""
+        """The number of the trial that stands for an entrant under a seed: its own, or the best of its pool so far.
+
+        Of a pool in which the machine failed one it is that one: the best of fewer is another entrant.
+        """
         pool = (entrant.name, entrant.of) if entrant.best_of > 1 else (entrant.name,)
         told = sorted(number for name in pool for number in self._trained.get((name, replicate), []))
-        return max(told, key=self._scores.__getitem__, default=None)
+        return max(told, key=lambda number: (number in self._lost, self._scores[number]), default=None)
 
     def live(self) -> frozenset[int]:
         """The trials whose networks the test may be given: one for each entrant and seed, and all in flight."""

@@ -41,7 +41,7 @@ def with_splits(found: FoundImages) -> ImageSource:
 def _rows(content: bytes, source: Path) -> list[dict[str, str | None]]:
     """The rows of a `split.csv`."""
     try:
-        reader = csv.DictReader(content.decode("utf-8-sig").splitlines(), strict=True)
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         columns = reader.fieldnames or []
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:

@@ -480,6 +480,17 @@ def test_a_failed_training_is_the_last_of_its_pool() -> None:
     assert [asking.champion(best, replicate) for replicate in (0, 1)] == [1, 2]
 
 
+def test_a_pool_of_which_the_machine_lost_one_has_no_best() -> None:
+    base = entrant("plain", SOFTMAX)
+    (best,) = controls([base], ["seeds"], 3)
+    asking = controller(base, best, spare=2)
+    lost = replace(outcome(0.9), reward=None, metrics={}, error="OSError: the disk is gone")
+    for trial, told in zip(asking.ask(3), [outcome(0.3), lost, outcome(0.4)], strict=True):
+        asking.tell(trial, told)
+    assert asking.champion(best, 0) == 1
+    assert asking.champion(base, 0) == 0
+
+
 def test_chance_has_every_score_and_is_what_drawing_lots_gives() -> None:
     rng = np.random.default_rng(0)
     scores = verification(rng.standard_normal((1500, 64)).astype(np.float32), np.arange(1500) // 5, FARS)

@@ -1,11 +1,12 @@
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
-from trainers.image_source import SPLITS, DataError
-from trainers.splits import drawn_splits
+from trainers.image_source import SPLITS, DataError, FoundImages, Split
+from trainers.splits import drawn_splits, split_table, with_splits
 
 SIZES = np.random.default_rng(0).geometric(0.1, 1000)
 FILES = {f"c{index:04d}": ("x",) * int(size) for index, size in enumerate(SIZES)}
@@ -40,3 +41,23 @@ def test_a_share_that_leaves_too_few_is_refused() -> None:
     few = dict(list(FILES.items())[:20])
     with pytest.raises(DataError, match=r"a val share of 0\.1 takes 2 of the 20 classes .* but val needs 4"):
         drawn_splits(few, Path("set"), val_share=0.1, test_share=0.2, seed=0)
+
+
+def test_class_names_survive_their_own_table() -> None:
+    names = ("plain", " a blank before", "a, comma", 'a "quote"', "two\nlines", "Müller")
+    splits: dict[str, Split] = dict(zip(names, ("train", "val", "test") * 2, strict=True))
+    table = split_table(splits)
+    found = FoundImages(
+        path=Path("set"), format="folder", files=dict.fromkeys(names, ("x",)), store=NoStore(), table=table
+    )
+    assert with_splits(found).splits == splits
+
+
+class NoStore:
+    """Nothing is read."""
+
+    def reader(self) -> NoReturn:
+        raise AssertionError
+
+    def fingerprints(self, names: object) -> NoReturn:
+        raise AssertionError
