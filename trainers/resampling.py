@@ -82,9 +82,10 @@ def resampled(
     """The scores at `fars`, and the error curve at `curve_fars`, when clusters are drawn `weight_GB` times.
 
     The definitions are those of `trainers.verification`. At most `_THRESHOLDS` thresholds are looked at, so with few
-    impostor pairs the scores are exact, and else they are interpolated between thresholds whose false accept rates
-    differ by a few percent. Rank-1 keeps its gallery: only the images looked up are resampled. `lfw_accuracy` keeps its
-    pairs, which count as often as their clusters are drawn. `fars` reach up to the highest of `MEAN_TAR_FARS`.
+    impostor pairs the true accept rates are exact (`eer` and `auc` to a hundredth), and else they are interpolated
+    between thresholds whose false accept rates differ by a few percent. Rank-1 keeps its gallery: only the images
+    looked up are resampled. `lfw_accuracy` keeps its pairs, which count as often as their clusters are drawn. `fars`
+    reach up to the highest of `MEAN_TAR_FARS`.
     """
     all_GB = np.concatenate([np.ones((len(weight_GB), 1)), weight_GB], axis=1)
     curve = _Curve.of(pairs, all_GB, [*fars, *curve_fars])
