@@ -27,7 +27,7 @@ from lfs.entrants import (
 from lfs.journal import FILE_NAME, Asked, Event, JournalError, Scored, Started, read_events
 from lfs.launch import Plan, read_search, refuse_threads, workspace_of
 from search_space.frozen import FrozenModel
-from trainers.data import load_sealed_test, load_task, sealed_class_sizes
+from trainers.data import decode_sealed_test, load_task, sealed_class_sizes
 from trainers.image_source import DataError
 from trainers.recipe import Recipe, RewardMetric
 
@@ -298,7 +298,7 @@ def _launch(run_dir: Path, folder: Path, config: RunConfig, started: Started, pl
     cache_dir = workspace_of(run_dir) / "cache"
     try:
         task = load_task(config.data, cache_dir=cache_dir)
-        load_sealed_test(config.data, cache_dir=cache_dir)  # its images must decode; nothing looks at them yet
+        decode_sealed_test(config.data, cache_dir=cache_dir)
     except DataError as error:
         raise ConfigError(f"data: {error}") from None
     if task.digest != started.data["digest"]:

@@ -110,6 +110,11 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
     return _labelled(test.file, _labels(left, classes), mapped=_exceeds_memory_share(test.file, config))
 
 
+def decode_sealed_test(config: DataConfig, *, cache_dir: Path) -> None:
+    """Decode the test images into the cache, and look at none. Raises `DataError` as `load_sealed_test` does."""
+    load_sealed_test(config, cache_dir=cache_dir)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoded:
     """An image set without its `damaged` images, its classes of `train`, `reward` and `choice`, the file that holds

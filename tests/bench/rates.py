@@ -108,12 +108,12 @@ def by_length(data: str) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
-def spans(data: str) -> list[tuple[float, float]] | None:
+def spans(data: str) -> list[tuple[float, float]]:
     """How far apart the losses' means lie after one horizon and after `LONGER`, each with how far apart those of equal
-    losses would lie on average, by the luck of their seeds; None for fewer than two losses."""
+    losses would lie on average, by the luck of their seeds; nothing for fewer than two losses."""
     found = by_length(data).values()
     if len(found) < 2:
-        return None
+        return []
     spans = []
     for place in (0, 1):
         means = [float(np.mean(pair[place])) for pair in found]

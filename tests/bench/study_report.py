@@ -407,7 +407,7 @@ def _rate_lesson(data: str) -> str | None:
 
 def _length_lesson(data: str) -> str | None:
     found = spans(data)
-    if found is None:
+    if not found:
         return None
     (short, luck), (long, long_luck) = found
     return (
