@@ -169,7 +169,7 @@ def _heading(results: Results) -> dict[str, str]:
 
 
 def _seeds(results: Results) -> Section:
-    table = results.raw().rename(columns={score: score_title(score) for score in SCORES})
+    table = results.raw().rename(columns={score: score_title(score) for score in (results.metric, *SCORES)})
     return Section(
         key="raw",
         title="Every training",

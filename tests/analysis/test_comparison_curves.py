@@ -10,6 +10,7 @@ from analysis.comparison import SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, drawable, errors_of, thresholds_of
 from analysis.comparison_page import comparison_html
 from analysis.comparison_plots import forest_figure, seeds_figure
+from analysis.tables import score_title
 from tests.analysis.comparisons import ENTRANTS, write_compared
 from trainers.recipe import RewardMetric
 
@@ -93,6 +94,8 @@ def test_the_tested_score_of_every_training_is_in_the_table(metric: RewardMetric
     estimate = results.estimate(WINNER, metric)
     assert estimate is not None
     assert raw.loc[raw["entrant"] == WINNER, metric].mean() == pytest.approx(estimate.mean)
+    head = comparison_html(results).partition("Every training</h2>")[2].partition("</thead>")[0]
+    assert f">{score_title(metric)}</th>" in head
     assert seeds_figure(results).table.columns.to_list() == ["entrant", "seed", "state", metric]
 
 
