@@ -15,6 +15,7 @@ RAY_FILES = ("test_killed", "test_ray_cluster", "test_ray_executor", "test_tune"
 """Tests that start clusters of Ray, each for the whole machine: one after the other."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file's tests stay together, as they share what its fixtures make. `gpu` needs one."""
     without_gpu = pytest.mark.skip(reason="needs a CUDA device, and there is none")
