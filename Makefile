@@ -11,7 +11,7 @@ search: $(VENV)/.run
 	$(BIN)/lossearch search
 
 test: check browser
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --durations=40
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --durations=40
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

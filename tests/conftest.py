@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)  # two cores that wait for each other are slower than one, and CI has two
 
@@ -15,16 +17,25 @@ RAY_FILES = ("test_killed", "test_ray_cluster", "test_ray_executor", "test_tune"
 """Tests that start clusters of Ray, each for the whole machine: one after the other."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """The tests of a file share what its fixtures make, so they run on one worker; all that start clusters on one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "ray" if Path(path).stem in RAY_FILES else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Which worker runs what, where there are several."""
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file's tests stay together, as they share what its fixtures make. `gpu` needs one."""
-    without_gpu = pytest.mark.skip(reason="needs a CUDA device, and there is none")
-    has_gpu = torch.cuda.is_available()
-    for item in items:
-        if not has_gpu and item.get_closest_marker("gpu"):
-            item.add_marker(without_gpu)
-        group = "ray" if item.path.stem in RAY_FILES else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """`gpu` needs one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
 
 
 @pytest.fixture(scope="session", autouse=True)
