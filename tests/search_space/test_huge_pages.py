@@ -27,10 +27,11 @@ def test_large_fresh_memory_is_on_huge_pages_and_small_is_not() -> None:
     if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
         pytest.skip("this kernel was built without transparent huge pages")
     large, small = torch.empty(20_000, 512), torch.empty(1000, 512)
+    before = asks_for_huge_pages(small)  # where memory is used again it may hold the advice already
     assert huge_pages.fresh(large) is large
     assert huge_pages.fresh(small) is small
     assert asks_for_huge_pages(large)
-    assert not asks_for_huge_pages(small)
+    assert asks_for_huge_pages(small) == before
 
 
 @pytest.mark.parametrize(
