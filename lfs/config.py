@@ -318,9 +318,9 @@ class RunConfig(FrozenModel):
         titles = [loss.title for loss in self.all_baselines()]
         if WINNER in titles:
             raise ValueError(f"a baseline is called '{WINNER}', as tables call what the search found; rename it")
-        for index, loss in enumerate(self.baselines, len(titles) - len(self.baselines)):
-            if loss.title in titles[:index]:
-                raise ValueError(f"two baselines are called '{loss.title}'; give one of them another name")
+        for index, title in enumerate(titles):
+            if title in titles[:index]:
+                raise ValueError(f"two baselines are called '{title}'; give one of them another name")
         return self
 
     @model_validator(mode="after")

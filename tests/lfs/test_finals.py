@@ -180,11 +180,7 @@ def test_the_winners_own_network_is_kept(tmp_path: Path) -> None:
 def test_the_budget_holds_for_search_and_finals_together(limits: Mapping[str, int], searched: int) -> None:
     """A toy trial sees 100 images in 5 epochs."""
     inner = Budgeted(independent(100), Budget.model_validate(limits), Clock(), finals=6, final_epochs=HORIZON_EPOCHS)
-    asked = drive(
-        with_finals(inner, candidates=3, seeds=2),
-        1,
-        random.Random(0),
-    )
+    asked = drive(with_finals(inner, candidates=3, seeds=2), 1, random.Random(0))
     assert sum(trial.role == "search" for trial in asked) == searched
     assert len(asked) == 20
 
