@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.ledger import Ledger
 from analysis.losses import describe, describe_recipe
 from analysis.significance import Estimate, TwoWay, Verdict, estimate, holm, p_better, paired_t_p, sign_flip_p, verdict
-from analysis.tables import score_meaning, score_title
+from analysis.tables import choice_score, score_meaning, score_title
 from lfs.journal import FILE_NAME, JournalError, Opened, Scored, read_events
 
 Floats = npt.NDArray[np.float64]
@@ -39,13 +39,6 @@ class Contrast:
     corrected_p: float
     p_better: float | None
     verdict: Verdict
-
-
-def score_of(run: Scored, score: str) -> float | None:
-    """A test score of a training, None where the machine failed it."""
-    if score == "one_minus_eer":
-        return 1 - run.metrics["eer"] if "eer" in run.metrics else None
-    return run.metrics.get(score)
 
 
 @dataclass(frozen=True)
@@ -144,8 +137,8 @@ class Results:
         if any(run.state == "failed" for run in runs):
             return None
         resamples = int(self.plan["options"]["resamples"])
-        sign, offset, stored = (-1.0, 1.0, "eer") if score == "one_minus_eer" else (1.0, 0.0, score)
-        score_S = np.array([offset + sign * run.metrics[stored] for run in runs])
+        sign, stored = (-1.0, "eer") if score == "one_minus_eer" else (1.0, score)
+        score_S = np.array([run.score(score) for run in runs], dtype=np.float64)
         still_B = np.zeros(resamples)
         move_SB = np.array([sign * self.moves[r.resamples][stored] if r.resamples else still_B for r in runs])
         return self.by_unit(score_S), self.by_unit(move_SB)
@@ -307,7 +300,7 @@ class Results:
                     "seed": seed,
                     "trial": run.trial,
                     "state": run.state,
-                    **{score: score_of(run, score) for score in dict.fromkeys((self.metric, *SCORES))},
+                    **{score: run.score(score) for score in dict.fromkeys((self.metric, *SCORES))},
                     "why": run.why,
                 }
                 for entrant in self.entrants
@@ -369,8 +362,7 @@ class Results:
         for number, told in self.ledger.told.items():
             trial, metrics = self.ledger.trials[number], told.outcome.metrics
             if trial.name in names - {""}:
-                choice = 1 - metrics["choice/eer"] if self.metric == "one_minus_eer" and metrics else None
-                score = metrics.get(f"choice/{self.metric}", choice)
+                score = choice_score(metrics, self.metric)
                 recipe = describe_recipe(trial.recipe)
                 loss = describe(trial.schedule.final)
                 rows.append({"grid": trial.name, "loss": loss, "recipe": recipe or "the run's", "choice": score})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results, score_of
+from analysis.comparison import FEWEST_FALSE_ACCEPTS, SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, errors_of, thresholds_of
 from analysis.figures import (
     FAILED,
@@ -105,7 +105,7 @@ def seeds_figure(results: Results) -> Figure:
         traces.append(
             scatter(
                 list(range(len(names))),
-                [score_of(run, score) for run in runs],
+                [run.score(score) for run in runs],
                 name="one seed" if index == 0 else f"seed {seed}",
                 mode="lines+markers",
                 line={"color": SEARCH, "width": 1},

@@ -177,6 +177,12 @@ class Scored(_Event):
     curves: str = ""
     """Another file there: the error curve with its thresholds and its moves, and histograms of the cosines."""
 
+    def score(self, metric: str) -> float | None:
+        """A test score, by its name or a reward's; None where the machine failed the training."""
+        if metric == "one_minus_eer" and "eer" in self.metrics:
+            return 1 - self.metrics["eer"]
+        return self.metrics.get(metric)
+
 
 class Trained(_Event):
     """An epoch (1-based) of a full training is done; `metrics` as in `trainers.full_training.Row`. The first counts."""

@@ -78,8 +78,7 @@ class ComparisonRecord(SearchRecord):
         record = self._trial(event.trial)
         if isinstance(record, TrainingRecord) and record.scored is None:
             record.scored = event
-        metric = self._plan.metric
-        score = 1 - event.metrics["eer"] if metric == "one_minus_eer" and event.metrics else event.metrics.get(metric)
+        score = event.score(self._plan.metric)
         self._scored[event.entrant, event.seed] = score
         key = re.sub(r"[^\w\-. :/]", "_", event.entrant, flags=re.ASCII)  # what MLflow allows in a name
         if score is not None:

@@ -121,13 +121,13 @@ def by_class(names: Iterable[str], path: Path) -> dict[str, tuple[str, ...]]:
         if len(parts) != 3:
             raise DataError(f"{name} in {path} does not fit the layout {LAYOUT}; move or remove it")
         files.setdefault(parts[1], []).append(name)
-    undecoded = next((class_name for class_name in files if not _is_text(class_name)), None)
+    undecoded = next((class_name for class_name in files if not is_text(class_name)), None)
     if undecoded is not None:
         raise DataError(f"{path} has the class {undecoded!r}, whose name is not in UTF-8; rename it")
     return {class_name: tuple(of_class) for class_name, of_class in files.items()}
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Whether a name is Unicode, and not bytes of another encoding that the system hands on as surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import resource
 import tarfile
@@ -417,4 +418,25 @@ def test_images_of_different_sizes_are_no_array(source: ImageSource, tmp_path: P
     Image.new("L", (9, 9)).save(tmp_path / "set" / "images" / "class03" / "0.png")
     with pytest.raises(DataError, match=r"images/class03/0\.png is of another size"):
         write_images(source, tmp_path / "out.npz")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.fixture
+def latin_1(tmp_path: Path) -> ImageSource:
+    folder = write_folder(tmp_path / "latin-1", files() | {"split.csv": split_csv(SPLIT)})
+    image = folder / "images" / "class03" / "0.png"
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    return open_images(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "tar", "webdataset"])
+def test_a_name_that_is_no_text_is_kept(kind: str, latin_1: ImageSource, tmp_path: Path) -> None:
+    assert open_images(written(latin_1, tmp_path, kind)).files == latin_1.files
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "list", "parquet", "recordio", "zip"])
+def test_a_name_that_is_no_text_is_refused(kind: str, latin_1: ImageSource, tmp_path: Path) -> None:
+    sentence = rf"'images/class03/caf\\udce9\.png' has a name that is not in UTF-8, as {kind} needs it; rename it"
+    with pytest.raises(DataError, match=sentence):
+        write_images(latin_1, tmp_path / "out", kind=kind)
     assert not list(tmp_path.glob("out*"))

@@ -13,7 +13,7 @@ from trainers.formats.pixel_arrays import write_npz
 from trainers.formats.record_sets import write_records
 from trainers.formats.tar_files import write_shards, write_tar
 from trainers.image_folder import write_folder, write_zip
-from trainers.image_source import DataError, ImageSource, OnImage
+from trainers.image_source import DataError, ImageSource, OnImage, is_text
 
 
 def write_images(
@@ -21,14 +21,18 @@ def write_images(
 ) -> None:
     """Write the images of `source` and its splits to `target`, in the format `kind`, by default `format_of(target)`.
 
-    It is written beside its place and then renamed. Raises `DataError` when `target` exists or cannot be written, and
-    for an image that cannot be read; nothing is left then.
+    It is written beside its place and then renamed. Raises `DataError` when `target` exists or cannot be written, for
+    an image that cannot be read, and for a name that is no text in a format that must write it as text; nothing is left
+    then.
     """
     kind = kind or format_of(target)
     if kind not in WRITERS:
         raise DataError(f"unknown format '{kind}'; known are {', '.join(WRITERS)}")
     if target.exists():
         raise DataError(f"{target} is there already; choose another name or remove it")
+    undecoded = next((name for name in source.names(source.files) if not is_text(name)), None)
+    if undecoded is not None and kind not in _NAMES_AS_BYTES:
+        raise DataError(f"the image {undecoded!r} has a name that is not in UTF-8, as {kind} needs it; rename it")
     with _in_place(target) as partial:
         WRITERS[kind](source, partial, on_image)
 
@@ -81,5 +85,8 @@ WRITERS: Mapping[str, Callable[[ImageSource, Path, OnImage], None]] = {
 }
 _TABLES = {"huggingface": TABLE_COLUMNS, "list": LIST_COLUMNS, "parquet": TABLE_COLUMNS}
 """The formats that keep further columns, and what they call their own."""
+
+_NAMES_AS_BYTES = {"folder", "npz", "tar", "webdataset"}
+"""The formats that keep a name as the file system has it."""
 
 _ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
