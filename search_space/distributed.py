@@ -22,9 +22,14 @@ def whole_batch() -> Iterator[None]:
         _has_whole_batch.reset(token)
 
 
+def in_group() -> bool:
+    """Whether a group of processes, be it of one, has been set up."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """The number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if in_group() else 1
 
 
 def rank() -> int:

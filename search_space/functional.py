@@ -37,7 +37,13 @@ def norms(x_ND: Tensor) -> Tensor:
 
 def nearest_center(cos_NR: Tensor, centers: int) -> Tensor:
     """Cosines N×C to the nearest of each class's centers; row j·K + k is center k of class j (Deng et al. 2020)."""
-    return cos_NR if centers == 1 else cos_NR.view(len(cos_NR), -1, centers).amax(2)
+    return cos_NR if centers == 1 else cos_NR.view(len(cos_NR), cos_NR.shape[1] // centers, centers).amax(2)
+
+
+def move(tracked: Tensor, new: Tensor) -> None:
+    """What a loss tracks takes a new value, unless that is not finite: a batch that overflows has its step skipped by
+    `torch.amp.GradScaler`, and must leave no trace here either."""
+    tracked.copy_(torch.where(new.isfinite(), new, tracked))
 
 
 def angle(cos_N: Tensor) -> Tensor:

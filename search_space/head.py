@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from search_space.chunked import GradientDtype, Memory
-from search_space.distributed import world_size
+from search_space.distributed import in_group
 from search_space.head_sgd import Steppable
 from search_space.loss import Loss, build, carries_over
 from search_space.margin_loss import Implementation, margin_loss, refuse_batch
@@ -87,7 +87,7 @@ class MarginHead(Steppable):
         """Mean loss of the batch, a scalar.
 
         Raises ValueError when the embeddings' width is not `dim`, for an empty batch, and unless each embedding has one
-        label.
+        label of int64.
         """
         refuse_batch(embeddings_ND, labels_N, self.weight.shape[1])
         if not len(labels_N):
@@ -113,7 +113,7 @@ class MarginHead(Steppable):
             memory=self.memory,
             gradient_dtype=self.gradient_dtype,
             buffers=self._kept,
-            fused_step=self.fused_step if world_size() == 1 else None,
+            fused_step=None if in_group() else self.fused_step,
         )
 
     def _sampled(self, labels_N: Tensor) -> Tensor:

@@ -39,19 +39,24 @@ class HeadSGD(torch.optim.SGD):
     Give every other parameter, the head's own ones too, to another optimiser; then train as with any two:
     `loss.backward()` updates the class weights at the learning rate that this optimiser has by then, and `step()` finds
     nothing left to do, as `head.weight.grad` is None. Where the head runs `plain`, sees a sample of its classes, has
-    the regularizer 'hyperspherical_energy', or is a `MarginHead` on several processes, whose gradients are to be
-    averaged first, the gradient is made as always and `step()` takes the step. Either way it is `torch.optim.SGD`'s,
-    whose learning-rate schedules and `state_dict` it has.
+    the regularizer 'hyperspherical_energy', or is a `MarginHead` where a group of `torch.distributed` is set up, whose
+    gradients are averaged first, the gradient is made as always and `step()` takes the step. Either way it is
+    `torch.optim.SGD`'s, whose learning-rate schedules and `state_dict` it has.
 
     Every backward is a step: gradients cannot be accumulated, clipped, or scaled (`torch.amp.GradScaler`), and one
-    forward has one backward. Raises TypeError for a module that is no head.
+    forward has one backward. Nothing else may have a gradient by the class weights: `step()` raises RuntimeError where
+    it finds one behind a step that backward has taken. Raises TypeError for a module that is no head.
     """
+
+    _taken = False
+    """Whether backward has taken a step since the last `step()`."""
 
     def __init__(self, head: Steppable, *, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         if not isinstance(head, Steppable):
             raise TypeError(f"HeadSGD needs a MarginHead or ShardedMarginHead, but got {type(head).__name__}")
         super().__init__([head.weight], lr=lr, momentum=momentum, weight_decay=weight_decay)
         head.fused_step = self
+        self.register_step_pre_hook(_refuse_second_step)
 
     def takes(self, w_RD: Tensor) -> bool:
         """Whether these are its class weights, whole and as they are stored, in a precision that is updated here."""
@@ -59,6 +64,7 @@ class HeadSGD(torch.optim.SGD):
 
     def now(self) -> Step:
         """What backward is to do with the class weights; the momentum buffer begins at zero."""
+        self._taken = True
         (group,) = self.param_groups
         (weight_RD,) = group["params"]
         state = self.state[weight_RD]
@@ -66,3 +72,14 @@ class HeadSGD(torch.optim.SGD):
             state["momentum_buffer"] = torch.zeros_like(weight_RD)
         buffer_RD = state["momentum_buffer"] if group["momentum"] else None
         return Step(float(group["lr"]), group["momentum"], group["weight_decay"], buffer_RD)
+
+
+def _refuse_second_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    if not isinstance(optimizer, HeadSGD):
+        return
+    taken, optimizer._taken = optimizer._taken, False
+    if taken and optimizer.param_groups[0]["params"][0].grad is not None:
+        raise RuntimeError(
+            "the head's backward has stepped its class weights, and yet they have a gradient; keep them out of every "
+            "other term of the loss, or give them to torch.optim.SGD"
+        )

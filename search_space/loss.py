@@ -31,7 +31,7 @@ NOMINAL_NORM = 20.0
 """‖x‖ where a loss is drawn or probed without embeddings: the middle of AdaFace's range, as it starts."""
 
 _CLOSEST_RAD = 1e-3
-"""Class weights closer than this repel each other as if they were this far apart (θ^−2 has no bound)."""
+"""Class weights closer than this count as this far apart, and no longer repel each other (θ^−2 has no bound)."""
 
 
 class Loss(nn.Module):
@@ -249,9 +249,10 @@ def target_logit(spec: LossSpec, cos_N: Tensor, *, num_classes: int) -> Tensor:
     Classes have as many images as `NOMINAL_NORM`. Raises ValueError for an objective on bare cosines (P2SGrad, SFace,
     SphereFace2).
     """
-    loss = build(spec, num_classes=num_classes, class_counts=[int(NOMINAL_NORM)] * num_classes).eval()
+    loss = build(spec, num_classes=num_classes, class_counts=[int(NOMINAL_NORM)] * num_classes)
     cos_NC = torch.cat([cos_N[:, None], cos_N.new_zeros(len(cos_N), num_classes - 1)], dim=1)
-    return loss.logits(cos_NC, torch.zeros(len(cos_N), dtype=torch.long, device=cos_N.device)).target_N
+    label_N = torch.zeros(len(cos_N), dtype=torch.long, device=cos_N.device)
+    return loss.eval().to(cos_N.device).logits(cos_NC, label_N).target_N
 
 
 def build(

@@ -112,8 +112,8 @@ def x2(part: parts.X2Target, cos_N: Tensor) -> Tensor:
 
 
 def piece_of(x_N: Tensor, pieces: int) -> Tensor:
-    """Which of `pieces` equal intervals of [0, 1] each value lies in; an inner edge belongs to the upper one."""
-    return (x_N.detach() * pieces).floor().clamp(0, pieces - 1).long()
+    """Which of `pieces` equal intervals of [0, 1] each value lies in: an inner edge in the upper, NaN in the first."""
+    return (x_N.detach() * pieces).floor().clamp(0, pieces - 1).nan_to_num(0.0).long()
 
 
 def free_lines(x_N: Tensor, index_N: Tensor, slopes: tuple[float, ...], offsets: tuple[float, ...]) -> Tensor:
@@ -246,7 +246,7 @@ class Curricular(nn.Module):
         """The map of this batch, after t has moved if it trains."""
         if batch.training:
             mean = gathered(batch.cos_y_N.detach()).mean()
-            self.t.copy_(self.rate * mean + (1 - self.rate) * self.t)
+            fn.move(self.t, self.rate * mean + (1 - self.rate) * self.t)
         return partial(curricular, unguarded(batch.cos_y_N.detach(), margins).detach(), self.t.clone())
 
 

@@ -109,13 +109,17 @@ def chosen_implementation(spec: LossSpec, impl: Implementation, x_ND: Tensor, w_
 
 
 def refuse_batch(embeddings_ND: Tensor, labels_N: Tensor, dim: int) -> None:
-    """Raises ValueError unless the embeddings are N×dim and each has one label."""
+    """Raises ValueError unless the embeddings are N×dim and each has one label of int64."""
     if embeddings_ND.ndim != 2 or embeddings_ND.shape[1] != dim:
         raise ValueError(f"embeddings must be N×{dim}, but got shape {tuple(embeddings_ND.shape)}")
     if labels_N.shape != embeddings_ND.shape[:1]:
         raise ValueError(
             f"labels must be one for each embedding, but got shape {tuple(labels_N.shape)} for {len(embeddings_ND)} "
             "embeddings"
+        )
+    if labels_N.dtype != torch.int64:
+        raise ValueError(
+            f"labels must be int64, but are {str(labels_N.dtype).removeprefix('torch.')}; use labels.long()"
         )
 
 

@@ -66,8 +66,8 @@ class AdaFaceMargins(nn.Module):
     def _update(self, norm_N: Tensor) -> None:
         if len(norm_N) > 1:
             rate = self.part.rate
-            self.norm_mean.copy_(rate * norm_N.mean() + (1 - rate) * self.norm_mean)
-            self.norm_std.copy_(rate * norm_N.std() + (1 - rate) * self.norm_std)
+            fn.move(self.norm_mean, rate * norm_N.mean() + (1 - rate) * self.norm_mean)
+            fn.move(self.norm_std, rate * norm_N.std() + (1 - rate) * self.norm_std)
 
 
 class LearnedMargins(nn.Module):
@@ -172,10 +172,12 @@ class DynamicAdaCos(nn.Module):
     @torch.no_grad()
     def _update(self, batch: Batch) -> None:
         lse_neg_N = gathered(batch.negatives.log_sum_exp(self.value))
+        if not len(lse_neg_N):
+            return
         median_rad = fn.angle(gathered(batch.cos_y_N)).median()
         sampled = batch.negatives.classes() - 1
         log_b_avg = lse_neg_N.logsumexp(0) - math.log(len(lse_neg_N)) + math.log((self.num_classes - 1) / sampled)
-        self.value.copy_(log_b_avg / median_rad.clamp_max(math.pi / 4).cos())
+        fn.move(self.value, log_b_avg / median_rad.clamp_max(math.pi / 4).cos())
 
     def diagnose(self) -> str | None:
         """The recursion diverges when negative cosines vary too much while θ_med ≥ π/4 (FORMULAS §4)."""

@@ -373,11 +373,16 @@ def test_sampled_classes_run_on_chunks(name: str) -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_an_empty_batch_has_no_losses_and_gradients_of_zero() -> None:
-    w_CD = torch.randn(10, 4, requires_grad=True)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("name", ["adaface", "arcface", "adacos_dynamic", "curricularface", "subcenter_arcface"])
+def test_an_empty_batch_has_no_losses_and_gradients_of_zero(name: str, *, chunked: bool) -> None:
+    loss = built(SPECS[name], 10)
+    w_CD = torch.randn(loss.rows, 4, requires_grad=True)
     x_0D, label_0 = torch.randn(0, 4, requires_grad=True), torch.empty(0, dtype=torch.long)
-    loss_0 = built(SPECS["arcface"], 10).chunked(x_0D, w_CD, label_0)
-    loss_0.sum().backward()  # type: ignore[no-untyped-call]
+    tracked = [value.clone() for value in loss.buffers()]
+    loss_0 = loss.chunked(x_0D, w_CD, label_0) if chunked else loss(x_0D, w_CD, label_0)
+    assert all(map(torch.equal, loss.buffers(), tracked))
+    loss_0.sum().backward()
     assert loss_0.shape == (0,)
     assert w_CD.grad is not None
     assert not w_CD.grad.any()

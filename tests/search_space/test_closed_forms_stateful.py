@@ -221,3 +221,18 @@ def test_what_a_loss_tracks_travels_in_its_state_dict() -> None:
         second.load_state_dict(first.state_dict())
         x_ND, w_CD, label_N = random_batch(C, D, 6, seed=9)
         torch.testing.assert_close(first(x_ND, w_CD, label_N), second(x_ND, w_CD, label_N), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["adacos_dynamic", "adaface", "curricularface"])
+def test_a_batch_that_overflowed_leaves_no_trace(name: str, bad: float) -> None:
+    loss, untouched = (build(catalog.get(name), num_classes=C) for _ in range(2))
+    x_ND, w_CD, label_N = (each.clone() for each in random_batch(C, D, 6, seed=0))
+    x_ND[2, 1] = bad
+    assert not loss(x_ND, w_CD, label_N).isfinite().all()
+    for batch in batches(5, 6):
+        loss(*batch)
+        untouched(*batch)
+    if name != "adaface" or math.isnan(bad):  # an infinite norm counts as the largest one
+        assert tracked(loss) == tracked(untouched)
+    assert all(map(math.isfinite, tracked(loss).values()))

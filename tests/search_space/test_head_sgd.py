@@ -4,6 +4,7 @@ Shapes: N batch, C classes, D embedding.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from search_space import HeadSGD, LossSpec, MarginHead, catalog
 from search_space.chunked import GradientDtype, Memory
 from search_space.parts import EnergyRegularizer
+from tests.search_space.processes import in_group
 
 CLASSES, DIM, COUNT, STEPS = 50, 12, 20, 4
 RATE = {"lr": 0.5}
@@ -34,13 +36,16 @@ def head_of(spec: LossSpec, **options: Any) -> MarginHead:
     return MarginHead(spec, CLASSES, DIM, generator=torch.Generator().manual_seed(0), **({"impl": "chunked"} | options))
 
 
-def trained(head: MarginHead, optimizer: torch.optim.Optimizer, first: int = 0) -> list[Tensor]:
+def trained(
+    head: MarginHead, optimizer: torch.optim.Optimizer, first: int = 0, through: nn.Module | None = None
+) -> list[Tensor]:
     """Gradients of the embeddings at every step, then class weights and momentum."""
+    call = head if through is None else through
     seen = []
     for index in range(first, first + STEPS):
         x_ND, label_N = batch(index)
         torch.manual_seed(index)
-        head(x_ND.requires_grad_(), label_N).backward()
+        call(x_ND.requires_grad_(), label_N).backward()
         assert x_ND.grad is not None
         seen.append(x_ND.grad)
         optimizer.step()
@@ -100,13 +105,22 @@ def test_where_backward_cannot_take_the_step_the_optimiser_does(spec: LossSpec, 
     assert_equal(*both(spec, {"lr": 0.5, "momentum": 0.9}, **options))
 
 
-def test_replicas_leave_their_gradients_to_be_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_leave_their_gradients_to_be_averaged(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"lr": 0.5, "momentum": 0.9}
+    separate = head_of(catalog.arcface())
+    expected = trained(separate, torch.optim.SGD([separate.weight], **settings))
     head = head_of(catalog.arcface())
-    HeadSGD(head, lr=0.5)
-    monkeypatch.setattr("search_space.head.world_size", lambda: 2)
-    head(*batch(0)).backward()
-    assert head.weight.grad is not None
-    assert torch.equal(head.weight, head_of(catalog.arcface()).weight)
+    with in_group(0, 1, str(tmp_path)):
+        replica = nn.parallel.DistributedDataParallel(head)
+        assert_equal(trained(head, HeadSGD(head, **settings), through=replica), expected)
+
+
+def test_a_gradient_behind_a_step_that_is_taken_is_refused() -> None:
+    head = head_of(catalog.arcface())
+    optimizer = HeadSGD(head, lr=0.5)
+    (head(*batch(0)) + head.weight.sum()).backward()
+    with pytest.raises(RuntimeError, match="keep them out of every other term of the loss"):
+        optimizer.step()
 
 
 def test_learning_rates_follow_torchs_schedules() -> None:

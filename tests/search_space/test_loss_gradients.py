@@ -134,3 +134,8 @@ def test_losses_on_bare_cosines_have_no_target_logit_to_draw(name: str) -> None:
     kind = catalog.get(name).objective.kind
     with pytest.raises(ValueError, match=f"^objective '{kind}' works on bare cosines and has no logits$"):
         target_logit(catalog.get(name), torch.zeros(1), num_classes=C)
+
+
+@pytest.mark.parametrize("name", ["adaptiveface", "arcface", "class_size"])
+def test_the_target_logit_is_on_the_device_of_the_cosines(name: str) -> None:
+    assert target_logit(catalog.get(name), torch.zeros(3, device="meta"), num_classes=4).device.type == "meta"

@@ -366,6 +366,13 @@ def test_labels_must_be_one_for_each_embedding(shape: tuple[int, ...]) -> None:
         MarginHead(catalog.arcface(), 10, 8)(torch.randn(6, 8), torch.zeros(shape, dtype=torch.long))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32, torch.bool])
+def test_labels_must_be_int64(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"^labels must be int64, but are {name}; use labels\.long\(\)$"):
+        MarginHead(catalog.arcface(), 10, 8)(torch.randn(6, 8), torch.zeros(6, dtype=dtype))
+
+
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="a batch must have one embedding at least"):
         MarginHead(catalog.adacos_dynamic(), 10, 8)(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))

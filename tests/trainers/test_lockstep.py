@@ -60,8 +60,9 @@ def test_each_candidate_continues_its_own_checkpoint(toy_task: Task) -> None:
         np.testing.assert_array_equal(checkpoint, checkpoint_alone)
 
 
-def test_one_that_diverges_drops_out_and_leaves_the_others_alone(toy_task: Task) -> None:
-    wild = catalog.softmax(16).model_copy(update={"weight": 1e30})
+@pytest.mark.parametrize("name", ["softmax", "am_lfs", "modulating_bins"])
+def test_one_that_diverges_drops_out_and_leaves_the_others_alone(name: str, toy_task: Task) -> None:
+    wild = catalog.get(name).model_copy(update={"weight": 1e30})
     candidates = [*_candidates("cosface"), Candidate(schedule=LossSchedule.constant(wild)), *_candidates("softmax")]
     recipe = RECIPE.model_copy(update={"learning_rate": 1.0})
     together = _together(candidates, toy_task, recipe=recipe)
