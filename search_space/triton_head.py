@@ -122,28 +122,29 @@ class TritonNegatives(ChunkedNegatives):
 
         count, unused = len(self._unit_ND), self._unit_ND
         top_TN, total_TN, mapped_TN = (unused if each is None else each for each in sums)
-        triton_kernels.exponentials[(_tiles(stop - start) * _cdiv(count, _SAMPLES),)](
-            self._unit_ND,
-            self._w_RD[start:stop],
-            self._label_N - start,
-            scale_N.contiguous(),
-            unused if peak_N is None else peak_N,
-            unused if exp_NK is None else exp_NK,
-            top_TN,
-            total_TN,
-            mapped_TN,
-            self._inverse_R[start:stop],
-            count,
-            stop - start,
-            self._unit_ND.shape[1],
-            SAMPLES=_SAMPLES,
-            CLASSES=_CLASSES,
-            DIMS=_DIMS,
-            AGAIN=peak_N is not None,
-            STORES=exp_NK is not None,
-            MAPS=sums[2] is not None,
-            PRECISION=_precision(),
-        )
+        with torch.cuda.device_of(self._unit_ND):  # Triton launches on the current device, whatever its arguments' is
+            triton_kernels.exponentials[(_tiles(stop - start) * _cdiv(count, _SAMPLES),)](
+                self._unit_ND,
+                self._w_RD[start:stop],
+                self._label_N - start,
+                scale_N.contiguous(),
+                unused if peak_N is None else peak_N,
+                unused if exp_NK is None else exp_NK,
+                top_TN,
+                total_TN,
+                mapped_TN,
+                self._inverse_R[start:stop],
+                count,
+                stop - start,
+                self._unit_ND.shape[1],
+                SAMPLES=_SAMPLES,
+                CLASSES=_CLASSES,
+                DIMS=_DIMS,
+                AGAIN=peak_N is not None,
+                STORES=exp_NK is not None,
+                MAPS=sums[2] is not None,
+                PRECISION=_precision(),
+            )
 
     def gradients(self, unit_ND: Tensor, w_RD: Tensor, beta_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """∂L/∂x̂ and ∂L/∂w, where they are wanted, from β and what was handed over."""
