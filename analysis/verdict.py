@@ -72,6 +72,7 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, 
         meaning,
         f"Winner and baselines were trained with {seeds} and scored on validation identities only; the test is sealed.",
         "No interval was computed: nothing here shows that one loss is significantly better than another.",
+        _unfinished(winner, baselines),
         _selection(trials) if finals.empty else _final(finals),
         _shrinkage(winner, baselines),
         _own_recipe(winner),
@@ -79,6 +80,15 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, 
         f"Collapsed, so its scores say little: {collapsed}." if collapsed else None,
     ]
     return [note for note in notes if note]
+
+
+def _unfinished(winner: Row | None, baselines: list[Row]) -> str | None:
+    if winner is None or winner["at_horizon"] or not baselines:
+        return None
+    return (
+        f"The search ended before its horizon: the winner was trained for {winner['epochs']} epochs, the baselines for "
+        f"{max(row['epochs'] for row in baselines)}. 'lossearch compare' trains all for the whole horizon."
+    )
 
 
 def _selection(trials: pd.DataFrame) -> str | None:

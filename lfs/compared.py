@@ -1,7 +1,7 @@
 """The searches that a comparison is about: one, or several of one kind under different seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfs.config_file import ConfigError
@@ -9,6 +9,7 @@ from lfs.journal import Asked, Event, Finished, JournalError, Started, Told
 from lfs.launch import read_search
 from lfs.trial import Trial
 from search_space.spec import LossSpec
+from trainers.recipe import Recipe
 
 _SAME = ("recipe", "space", "search", "budget", "finals")
 """The tables of the config that searches of one kind share."""
@@ -22,12 +23,15 @@ class ComparedSearch:
     started: Started
     events: Sequence[Event]
     winner: Trial
+    """Trained for the whole horizon, as baselines are: where a budget ended the search early, its last loss goes on."""
+    searched_epochs: int
+    """After so many of its epochs the search ended."""
     constant: LossSpec | None
     """What its controller recommends."""
     images: int
     """Training images that it saw, baselines left out."""
     winner_images: int
-    """Training images of its winner alone, from the first epoch on."""
+    """Training images of one training of its winner."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "ComparedSearch":
@@ -44,14 +48,18 @@ class ComparedSearch:
             raise JournalError(f"the search in {run_dir} is not finished: resume it first, then compare")
         if finished.winner is None:
             raise JournalError(f"the search in {run_dir} has no winner to compare: no trial reached the horizon")
+        winner, recipe = trials[finished.winner], Recipe.model_validate(started.config["recipe"])
+        horizon = int(winner.recipe.get("horizon_epochs", recipe.horizon_epochs))
+        images = int(outcomes[finished.winner].metrics["cost/images"])
         return cls(
             run_dir=run_dir,
             started=started,
             events=events,
-            winner=trials[finished.winner],
+            winner=replace(winner, epochs=horizon),
+            searched_epochs=winner.epochs,
             constant=finished.constant,
             images=sum(told.images for trial, told in outcomes.items() if trials[trial].role != "baseline"),
-            winner_images=max(1, int(outcomes[finished.winner].metrics["cost/images"])),
+            winner_images=max(1, images * horizon // winner.epochs),
         )
 
 
@@ -68,11 +76,6 @@ def refuse_different(searches: Sequence[ComparedSearch]) -> None:
                     f"the searches in {first.run_dir} and {other.run_dir} differ in {path}; only searches of one kind, "
                     "under different seeds, can be compared together"
                 )
-        if other.winner.epochs != first.winner.epochs:
-            raise ConfigError(
-                f"the winners of the searches in {first.run_dir} and {other.run_dir} trained for "
-                f"{first.winner.epochs} and {other.winner.epochs} epochs; both must have reached the horizon"
-            )
     seeds: dict[object, Path] = {}
     for each in searches:
         seed = each.started.config["seed"]

@@ -262,7 +262,11 @@ def _new_plan(
         options=options,
         metric=options.metric or recipe.reward,
         entrants=(
-            *own_entrants([each.winner for each in searches], [each.constant for each in searches]),
+            *own_entrants(
+                [each.winner for each in searches],
+                [each.constant for each in searches],
+                searched_epochs=first.searched_epochs,
+            ),
             *parts,
             *rivals,
         ),

@@ -112,18 +112,22 @@ class Entrant(FrozenModel):
         )
 
 
-def own_entrants(winners: Sequence[Trial], constants: Sequence[LossSpec | None]) -> tuple[Entrant, ...]:
+def own_entrants(
+    winners: Sequence[Trial], constants: Sequence[LossSpec | None], *, searched_epochs: int
+) -> tuple[Entrant, ...]:
     """The winner of each search, and the constant loss that its controller recommends, unless that is the winner.
 
-    Several searches, whose winners train for equally many epochs, make one entrant of each kind.
+    Several searches, whose winners train for equally many epochs, make one entrant of each kind. `searched_epochs`:
+    after how many the (first) search ended.
     """
     several, first = len(winners) > 1, winners[0]
+    goes_on = f", whose last loss goes on after epoch {searched_epochs}" if searched_epochs < first.epochs else ""
     found = Entrant(
         name=WINNER,
         kind="winner",
         how=f"the winners of {len(winners)} searches, their schedules"
         if several
-        else f"trial {first.number} of the search, its schedule",
+        else f"trial {first.number} of the search, its schedule{goes_on}",
         candidates=tuple(winner.schedule for winner in winners),
         recipes=tuple(winner.recipe for winner in winners),
         epochs=first.epochs,

@@ -70,6 +70,16 @@ def test_the_verdict_states_what_it_does_not_show() -> None:
     assert "best of 35: optimistic" in words
 
 
+def test_a_search_that_ended_before_its_horizon_says_that_baselines_were_trained_for_longer() -> None:
+    said = "the winner was trained for 3 epochs, the baselines for 6"
+    assert said not in words_of(page_of(WHOLE))
+    early = next(trial for event in WHOLE if isinstance(event, Asked) for trial in event.trials if trial.epochs == 3)
+    ended = [
+        event.model_copy(update={"winner": early.number}) if isinstance(event, Finished) else event for event in WHOLE
+    ]
+    assert said in words_of(page_of(ended))
+
+
 def test_compute_is_told_apart_by_what_became_of_it_and_none_went_into_the_rejected() -> None:
     schedule = LossSchedule.constant(catalog.softmax())
     roles: list[Role] = ["baseline", "search", "search", "search", "final"]

@@ -447,12 +447,21 @@ def test_with_learning_rates_every_baseline_has_a_grid(finished_search: tuple[Pa
     assert not any(each.tuned for each in plan.entrants if each.kind in ("winner", "recommended"))
 
 
+def test_what_a_search_found_before_its_budget_ended_it_is_trained_for_the_whole_horizon(tmp_path: Path) -> None:
+    run = lossearch("search", *TINY_SEARCH, "--run", tmp_path / "runs" / "short", "--set", "budget.trials=3")
+    assert run.code == 0, run.err
+    plan = prepare(tmp_path / "runs" / "short", {}).plan
+    found = next(each for each in plan.entrants if each.name == WINNER)
+    assert found.how.endswith("of the search, its schedule, whose last loss goes on after epoch 2")
+    assert {each.epochs for each in plan.entrants} == {3}
+
+
 def test_searches_retrain_each_find_at_its_own_learning_rate() -> None:
     winners = [
         Trial(number=0, schedule=schedule, seed=1, epochs=2, recipe={"learning_rate": rate})
         for schedule, rate in ((SOFTMAX, 0.1), (COSFACE, 0.3))
     ]
-    asking = controller(*own_entrants(winners, [None, None]))
+    asking = controller(*own_entrants(winners, [None, None], searched_epochs=2))
     assert [(t.schedule, t.recipe["learning_rate"]) for t in asking.ask(100)] == [(SOFTMAX, 0.1), (COSFACE, 0.3)]
 
 
