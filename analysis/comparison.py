@@ -5,7 +5,7 @@ are tested, how the intervals are made. Nothing here chooses.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,7 @@ class Results:
     def estimate(self, entrant: str, score: str) -> Estimate | None:
         """An entrant's mean over units with its interval, which cannot leave [0, 1]."""
         values = self.values(entrant, score)
-        if values is None:
-            return None
-        found = estimate(*values, self.two_way)
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        return None if values is None else estimate(*values, self.two_way, least=0.0)
 
     def difference(self, baseline: str, score: str) -> tuple[Floats, Floats] | None:
         """The winner's scores minus a baseline's, paired by unit and by resample."""

@@ -50,7 +50,7 @@ def errors_of(results: Results) -> pd.DataFrame:
         tar_SF = np.array([far_F if curve is None else curve["tar"] for curve in curves])
         move_SFB = np.array([still_FB if curve is None else curve["tar_move"] for curve in curves])
         tar_UF, move_UFB = results.by_unit(tar_SF), results.by_unit(move_SFB)
-        values = [estimate(tar_UF[:, f], move_UFB[:, f], results.two_way) for f in range(len(far_F))]
+        values = [estimate(tar_UF[:, f], move_UFB[:, f], results.two_way, least=0.0) for f in range(len(far_F))]
         accepts_F = np.max([curve["false_accepts"] for curve in known], axis=0)
         frame = pd.DataFrame({"far": far_F, "frr": 1 - tar_SF.mean(0)})
         frame["low"] = [1 - min(value.high, 1.0) for value in values]

@@ -127,10 +127,11 @@ class Estimate:
     n: int
 
 
-def estimate(score_S: Floats, move_SB: Floats, two_way: TwoWay) -> Estimate:
-    """The mean of the scores, or of paired differences, with its interval over seeds and identities."""
+def estimate(score_S: Floats, move_SB: Floats, two_way: TwoWay, *, least: float = -1.0) -> Estimate:
+    """The mean of the scores, which cannot be below `least`, or of paired differences, with its interval over seeds and
+    identities. It cannot leave what scores of [0, 1] allow, however few the seeds."""
     low, high = two_way.interval(two_way.means(score_S, move_SB))
-    return Estimate(mean=float(score_S.mean()), low=low, high=high, n=len(score_S))
+    return Estimate(mean=float(score_S.mean()), low=max(low, least), high=min(high, 1.0), n=len(score_S))
 
 
 def p_better(difference_S: Floats, move_SB: Floats, two_way: TwoWay) -> float:

@@ -425,6 +425,8 @@ def export(
     from lfs.launch import read_search
     from lfs.winner import take_home
 
+    if output is not None and output.suffix != ".json":
+        raise UserError(f"--output is written as JSON, so its file must end in .json, but got {output}")
     found = take_home(read_search(run)[1])
     content = json.dumps(found, indent=2)
     path = output or run / "winner.json"

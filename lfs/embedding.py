@@ -3,6 +3,7 @@
 N images, D embedding.
 """
 
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ def embed_set(folder: Path, data: Path, output: Path, *, split: Literal["all", "
         raise UserError(f"embeddings are written to a file that ends in .npz, but got {output}")
     if output.exists():
         raise UserError(f"{output} is there already; choose another name or remove it")
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"{output} cannot be written; choose a file in a folder that is there and yours to write")
     try:
         network, description = load_network(folder)
         source = open_images(data)

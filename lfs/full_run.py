@@ -24,7 +24,7 @@ from lfs.journal import (
     Started,
     Trained,
 )
-from lfs.launch import OnEvent, has_begun, held_journal, laid_over, read_run, workspace_of
+from lfs.launch import OnEvent, has_begun, held_journal, laid_over, read_run, refuse_foreign, workspace_of
 from lfs.runner import default_device
 from lfs.sources import versions
 from lfs.train_config import TrainConfig, validated_training
@@ -69,6 +69,7 @@ def plan_training(config: TrainConfig, folder: Path, *, on_decoded: OnDecoded = 
     """Check that the parts fit and load the data. Writes nothing but the image cache. Raises `UserError`."""
     if has_begun(folder):
         raise _taken(folder)
+    refuse_foreign(folder, "--out")
     found = find_loss(config.loss)
     recipe = FullRecipe.model_validate(dict(config.recipe))
     schedule = mapped(found, config.loss, recipe.epochs)

@@ -217,9 +217,7 @@ def _parse(line: bytes, where: str) -> Event:
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         what = f"{field} is not what an event holds there" if field else "it is no event of a search"
-        raise JournalError(
-            f"{where} is damaged: {what}; restore the line, or give the folder of a search run"
-        ) from None
+        raise JournalError(f"{where} is damaged: {what}; restore the line, or give the folder of a run") from None
 
 
 def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
@@ -238,7 +236,7 @@ def read_events(path: Path, *, offset: int = 0) -> tuple[list[Event], int]:
             file.seek(offset)
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        raise JournalError(f"no journal at {path}; give the folder of a search run") from None
+        raise JournalError(f"no journal at {path}; give the folder of a run") from None
     lines, length = _complete_lines(data)
     first = 1
     return [_parse(line, f"{path} line {first + index}") for index, line in enumerate(lines)], offset + length
@@ -256,7 +254,7 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise JournalError(f"another search is using {run_dir}; wait for it or choose another --run") from None
+            raise JournalError(f"another process is using {run_dir}; wait for it to end") from None
         try:
             self._events, length = read_events(self.path) if self.path.exists() else ([], 0)
             self._file: io.BufferedWriter = self.path.open("ab")

@@ -47,6 +47,9 @@ from trainers.task import Task
 
 OnEvent = Callable[[Event], None]
 
+_LEFT_UNBEGUN = {FILE_NAME, LOCK_NAME, "cache", "checkpoints", "mlflow.db", "mlflow.db.lock", "mlflow.lock", "runs"}
+"""What may lie in the folder of a run that was refused, or killed at once."""
+
 
 def workspace_of(run_dir: Path) -> Path:
     """The folder that holds `mlflow.db`, `runs/` and the image cache; a run outside `runs/` is its own."""
@@ -103,7 +106,16 @@ def plan_new(config: RunConfig, run_dir: Path, *, on_decoded: OnDecoded = lambda
     """
     if has_begun(run_dir):
         raise _holds_a_search(run_dir)
+    refuse_foreign(run_dir, "--run")
     return _plan(config, run_dir, None, on_decoded)
+
+
+def refuse_foreign(folder: Path, option: str) -> None:
+    """Raises `ConfigError` where a run would write among files that no run has left."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _LEFT_UNBEGUN)
+        if foreign:
+            raise ConfigError(f"{folder} holds {foreign[0]}, which is no run's; choose another {option}")
 
 
 def has_begun(folder: Path) -> bool:

@@ -327,7 +327,7 @@ def _sync(folder: Path, uri: str) -> SyncResult:
     follower = _Follower(folder, uri)
     follower.read()
     if follower.record is None:
-        raise JournalError(f"no journal at {folder / FILE_NAME}; give the folder of a search run")
+        raise JournalError(f"no journal at {folder / FILE_NAME}; give the folder of a run")
     try:
         with _lock(folder).acquire(timeout=LOCK_SECONDS):
             alive = _search_is_alive(folder)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -14,6 +15,10 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its default blocks for minutes on a refused port; we retry ourselves
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+
+
+_SCHEMES = {"http", "https", "databricks", "uc", "sqlite", "postgresql", "mysql", "mssql"}
+"""What MLflow can track to; databases with a driver behind `+`."""
 
 
 class TrackingError(UserError):
@@ -34,12 +39,20 @@ def resolve_uri(uri: str | None, workspace: Path) -> str:
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(workspace)
     if chosen.startswith("sqlite:///"):
         return anchored(chosen, Path.cwd())
-    if chosen == "databricks" or ("://" in chosen and not chosen.startswith("file:")):
+    scheme, _, place = chosen.partition("://")
+    if chosen == "databricks" or (place and scheme.partition("+")[0] in _SCHEMES | _plugin_schemes()):
         return chosen
-    raise TrackingError(
-        f"the MLflow tracking URI must be sqlite:///PATH or http(s)://HOST, but got {chosen!r}: "
-        "MLflow no longer keeps runs in plain folders"
+    why = (
+        f"MLflow knows no '{scheme}://'"
+        if place and scheme != "file"
+        else "MLflow no longer keeps runs in plain folders"
     )
+    raise TrackingError(f"the MLflow tracking URI must be sqlite:///PATH or http(s)://HOST, but got {chosen!r}: {why}")
+
+
+def _plugin_schemes() -> set[str]:
+    """What installed packages have taught MLflow."""
+    return {point.name for point in entry_points(group="mlflow.tracking_store")}
 
 
 def anchored(uri: str, folder: Path) -> str:

@@ -122,7 +122,7 @@ class TritonNegatives(ChunkedNegatives):
 
         count, unused = len(self._unit_ND), self._unit_ND
         top_TN, total_TN, mapped_TN = (unused if each is None else each for each in sums)
-        with torch.cuda.device_of(self._unit_ND):  # Triton launches on the current device, whatever its arguments' is
+        with torch.cuda.device(self._unit_ND.get_device()):  # Triton launches on the current one; −1, a CPU, is left
             triton_kernels.exponentials[(_tiles(stop - start) * _cdiv(count, _SAMPLES),)](
                 self._unit_ND,
                 self._w_RD[start:stop],

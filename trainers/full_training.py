@@ -78,13 +78,13 @@ class FullTraining:
         if images < recipe.batch_size:
             left = "" if recipe.sampling.max_images_per_class is None else " that sampling.max_images_per_class leaves"
             raise ValueError(
-                f"batch_size must be at most the {images} training images{left}, but got {recipe.batch_size}"
+                f"recipe.batch_size must be at most the {images} training images{left}, but got {recipe.batch_size}"
             )
         part = batch // recipe.accumulation
         if batch % recipe.accumulation or part < 2:
             raise ValueError(
-                f"accumulation must cut the {batch} images of a batch, {recipe.sampling.images_per_class} of each "
-                f"class, into equal parts of 2 or more, but got accumulation={recipe.accumulation}"
+                f"recipe.accumulation must cut the {batch} images of a batch, {recipe.sampling.images_per_class} of "
+                f"each class, into equal parts of 2 or more, but got accumulation={recipe.accumulation}"
             )
         seen = max(2, round(recipe.sample_rate * task.train.classes))
         if recipe.sample_rate < 1 and seen < part:

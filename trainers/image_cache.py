@@ -73,7 +73,7 @@ def decode(
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
-            f"the cache folder {cache_dir} cannot be written ({reason}); choose another --run or make room"
+            f"the cache folder {cache_dir} cannot be written ({reason}); make room or choose another place"
         ) from error
     file = ImageFile.of(target)
     damaged = file.damaged()

@@ -285,5 +285,5 @@ def test_a_damaged_journal_leaves_the_last_report_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_journal_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="give the folder of a search run"):
+    with pytest.raises(JournalError, match="give the folder of a run"):
         write_report(tmp_path)

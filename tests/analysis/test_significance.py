@@ -95,6 +95,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(
     assert covered / runs > 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
+def test_intervals_do_not_leave_what_scores_can_be() -> None:
+    two_way = draw_two_way(np.random.default_rng(0), seeds=2, clusters=4)
+    score_S, move_SB = np.array([0.1, 0.9]), np.zeros((2, 400))
+    apart = estimate(score_S - score_S[::-1], move_SB, two_way)
+    assert (apart.low, apart.high) == (-1, 1)
+    alone = estimate(score_S, move_SB, two_way, least=0.0)
+    assert (alone.low, alone.high) == (0, 1)
+
+
 def test_equal_losses_are_never_significantly_different() -> None:
     rng = np.random.default_rng(0)
     two_way = draw_two_way(rng, seeds=10, clusters=50)

@@ -215,6 +215,7 @@ CONFIGS = {
         '[executor]\naddress = "ray://head:10001"',
         ["executor.address", "'auto' or host:port", "node of its cluster", "'ray://head:10001'"],
     ),
+    "no place that MLflow knows": ('[tracking]\nuri = "foo://x"', ["sqlite:///PATH", "'foo://x'", "knows no 'foo://'"]),
     "plain folder for MLflow": ('[tracking]\nuri = "./mlruns"', ["MLflow", "sqlite:///PATH", "'./mlruns'"]),
 }
 
@@ -464,13 +465,13 @@ def test_a_run_folder_whose_search_was_killed_before_its_first_event(shapes: Pat
 
 def test_two_searches_on_one_folder(unfinished: Path) -> None:
     with Journal(unfinished):
-        refused_untouched(unfinished, ["resume", str(unfinished)], "another search is using", str(unfinished))
+        refused_untouched(unfinished, ["resume", str(unfinished)], "another process is using", str(unfinished))
 
 
 def test_two_searches_on_one_folder_with_tracking(unfinished: Path) -> None:
     with Journal(unfinished):
         command = ["resume", str(unfinished), "--set=tracking.enabled=true"]
-        refused_untouched(unfinished, command, "another search is using", str(unfinished))
+        refused_untouched(unfinished, command, "another process is using", str(unfinished))
     assert not (unfinished.parents[1] / "mlflow.db").exists()
 
 
@@ -479,21 +480,21 @@ COMMANDS = ("resume", "report", "export", "sync", "dashboard")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_run_folder(command: str, here: Path) -> None:
-    refused(lossearch(command, "absent"), "no journal", "absent", "folder of a search run")
+    refused(lossearch(command, "absent"), "no journal", "absent", "folder of a run")
     assert contents(here) == {}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_empty_run_folder(command: str, here: Path) -> None:
     (here / "empty").mkdir()
-    refused(lossearch(command, "empty"), "no journal", "empty", "folder of a search run")
+    refused(lossearch(command, "empty"), "no journal", "empty", "folder of a run")
     assert contents(here) == {"empty": None}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_for_a_run_folder(command: str, here: Path) -> None:
     (here / "notes.txt").write_text("mine", encoding="utf-8")
-    refused(lossearch(command, "notes.txt"), "notes.txt", "give the folder of a search run")
+    refused(lossearch(command, "notes.txt"), "notes.txt", "give the folder of a run")
     assert contents(here) == {"notes.txt": b"mine"}
 
 
@@ -557,6 +558,13 @@ def test_export_to_a_place_that_cannot_be_written(finished_search: tuple[Path, R
     command = ["export", str(finished_search[0]), "--output", "notes.txt/winner.json"]
     refused_untouched(finished_search[0], command, "notes.txt/winner.json", "cannot be written", "Not a directory")
     assert contents(here) == {"notes.txt": b"mine"}
+
+
+def test_export_to_a_file_of_another_kind(finished_search: tuple[Path, Result], here: Path) -> None:
+    (here / "run.toml").write_text("seed = 1", encoding="utf-8")
+    command = ["export", str(finished_search[0]), "--output", "run.toml"]
+    refused_untouched(finished_search[0], command, "must end in .json", "but got run.toml")
+    assert contents(here) == {"run.toml": b"seed = 1"}
 
 
 def test_the_dashboard_of_a_workspace_without_runs(here: Path) -> None:

@@ -366,7 +366,7 @@ def test_test_images_that_cannot_be_decoded_are_noticed_before_the_training(
 
 
 def test_a_run_that_is_none_or_not_finished_is_refused(finished_search: tuple[Path, Result], tmp_path: Path) -> None:
-    refused(lossearch("compare", tmp_path), "no journal at", "give the folder of a search run")
+    refused(lossearch("compare", tmp_path), "no journal at", "give the folder of a run")
     lines = (finished_search[0] / FILE_NAME).read_bytes().splitlines(keepends=True)
     (tmp_path / FILE_NAME).write_bytes(b"".join(lines[:-1]))
     refused(lossearch("compare", tmp_path), "is not finished: resume it first, then compare")

@@ -166,10 +166,11 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "group": (["faces.npz", "--by", "kind"], ["--by kind", "a group of faces.npz is called 'all'"]),
     "list": (["faces.npz", "--pairs", "p.csv"], ["p.csv cannot be read"]),
     "no labels": (["strangers.npz"], ["strangers.npz has no array 'labels'"]),
-    "name": (["faces.npz", "--gallery", "names.txt"], ["names.txt names '300'", "numbered from 0"]),
+    "name": (["faces.npz", "--gallery", "names.txt"], ["names.txt names '300'", "neither 'templates' nor 'paths'"]),
     "nobody": (["faces.npz", "--gallery", "empty.txt"], ["empty.txt names nobody"]),
     "dimensions": (["faces.npz", "--distractors", "other.npz"], ["3 dimensions", "of 8"]),
     "page": (["faces.npz", "--plot", "p.png"], ["must end in .html", "p.png"]),
+    "another ending": (["faces.npz", "--json", "faces.npz"], ["must end in .json", "faces.npz"]),
     "folder": (["faces.npz", "--json", "no/where.json"], ["--json", "no/where.json"]),
 }
 

@@ -76,7 +76,7 @@ def test_a_torn_middle_line_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:
-    with Journal(tmp_path), pytest.raises(JournalError, match="another search is using"):
+    with Journal(tmp_path), pytest.raises(JournalError, match="another process is using"):
         Journal(tmp_path)
     with Journal(tmp_path) as journal:
         assert len(journal) == 0
@@ -103,7 +103,7 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
 
 
 def test_a_missing_journal_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="give the folder of a search run"):
+    with pytest.raises(JournalError, match="give the folder of a run"):
         read_events(tmp_path / FILE_NAME)
 
 

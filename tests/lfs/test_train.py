@@ -288,6 +288,16 @@ def test_wrong_arguments_are_one_sentence_and_nothing_is_written(name: str, here
     assert contents(here) == {}
 
 
+def test_a_folder_with_other_files_is_left_alone(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "loss.json").write_text("{}", encoding="utf-8")
+    before = contents(here)
+    said = f"{here / 'mine'} holds loss.json, which is no run's; choose another"
+    refused(lossearch("train", "--loss", "arcface", "--out", "mine"), f"{said} --out")
+    refused(lossearch("search", "--run", here / "mine"), f"{said} --run")
+    assert contents(here) == before
+
+
 def _has_gpu() -> bool:
     import torch
 

@@ -421,6 +421,15 @@ def test_images_of_different_sizes_are_no_array(source: ImageSource, tmp_path: P
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("kind", ["npz", "parquet", "tar"])
+def test_a_name_by_which_a_set_would_not_be_known_again_is_refused(
+    kind: str, source: ImageSource, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"is known by the ending \.{kind}, but got .*out; add it"):
+        write_images(source, tmp_path / "out", kind=kind)
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.fixture
 def latin_1(tmp_path: Path) -> ImageSource:
     folder = write_folder(tmp_path / "latin-1", files() | {"split.csv": split_csv(SPLIT)})
@@ -438,5 +447,5 @@ def test_a_name_that_is_no_text_is_kept(kind: str, latin_1: ImageSource, tmp_pat
 def test_a_name_that_is_no_text_is_refused(kind: str, latin_1: ImageSource, tmp_path: Path) -> None:
     sentence = rf"'images/class03/caf\\udce9\.png' has a name that is not in UTF-8, as {kind} needs it; rename it"
     with pytest.raises(DataError, match=sentence):
-        write_images(latin_1, tmp_path / "out", kind=kind)
+        write_images(latin_1, tmp_path / f"out.{kind}", kind=kind)
     assert not list(tmp_path.glob("out*"))

@@ -30,6 +30,9 @@ def write_images(
         raise DataError(f"unknown format '{kind}'; known are {', '.join(WRITERS)}")
     if target.exists():
         raise DataError(f"{target} is there already; choose another name or remove it")
+    ending = _NEEDED.get(kind)
+    if ending is not None and target.suffix.lower() != ending:
+        raise DataError(f"a set in the format '{kind}' is known by the ending {ending}, but got {target}; add it")
     undecoded = next((name for name in source.names(source.files) if not is_text(name)), None)
     if undecoded is not None and kind not in _NAMES_AS_BYTES:
         raise DataError(f"the image {undecoded!r} has a name that is not in UTF-8, as {kind} needs it; rename it")
@@ -90,3 +93,5 @@ _NAMES_AS_BYTES = {"folder", "npz", "tar", "webdataset"}
 """The formats that keep a name as the file system has it."""
 
 _ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
+_NEEDED = {"npz": ".npz", "parquet": ".parquet", "tar": ".tar"}
+"""The endings without which a set would not be recognised."""

@@ -53,7 +53,7 @@ class ImageTable:
         if len(wrong):
             name, count = names[wrong[0]], int((last - first)[wrong[0]])
             of = (
-                "no such row, which are numbered from 0"
+                "neither 'templates' nor 'paths', so that its rows go by number, and no such row"
                 if key is None
                 else f"{count} entries of '{key}' of that name, which are such as '{known_N[0]}'"
             )

@@ -93,7 +93,9 @@ def test_names_find_rows_by_template_path_or_number() -> None:
     images = embedding_set(EYE, np.arange(3), paths=["c", "a", "b"])
     assert images.rows_of(np.array(["a", "c"]), "a list").tolist() == [1, 0]
     assert embedding_set(EYE, np.arange(3)).rows_of(np.array(["2", "0"]), "a list").tolist() == [2, 0]
-    with pytest.raises(DataError, match=r"a list names '3', but mine\.npz has no such row, which are numbered from 0"):
+    with pytest.raises(
+        DataError, match=r"a list names '3', but mine\.npz has neither 'templates' nor 'paths', so that its rows go by"
+    ):
         embedding_set(EYE, np.arange(3)).rows_of(np.array(["3"]), "a list")
     with pytest.raises(DataError, match=r"a list names 'a', but mine\.npz has 2 entries of 'paths' of that name"):
         embedding_set(EYE, np.arange(3), paths=["a", "a", "b"]).rows_of(np.array(["a"]), "a list")
