@@ -448,7 +448,7 @@ def _evaluation_page(title: str, whole: "Evaluation", groups: "Breakdown") -> st
     tables = {"with 95 % intervals": measures(found, groups.unscored)}
     tables |= {"over groups": spreads(spread)} if spread else {}
     axes = ("FPIR", "TPIR") if whole.protocol == "identification" else ("FAR", "TAR")
-    notes = [*whole.notes, *groups.notes()]
+    notes = [*whole.notes, *groups.notes(whole.notes)]
     return evaluation_html(title, whole.protocol, tables=tables, curves=curves(found), axes=axes, notes=notes)
 
 

@@ -299,6 +299,8 @@ def _show(whole: "Evaluation", groups: "Breakdown") -> None:
     for start in range(0, len(names), columns):
         shown = names[start : start + columns]
         table = Table("", *(shown if len(names) > 1 else ["95 % interval"]), box=None, pad_edge=False)
+        for what in whole.counts if len(names) > 1 else ():
+            table.add_row(what, *(f"{found[name].counts.get(what, 0):,}" if name in found else "–" for name in shown))
         for measure in dict.fromkeys(measure for each in found.values() for measure in each.measures):
             table.add_row(
                 measure, *(_cell(found.get(name), measure, "\n" if len(names) > 1 else " ") for name in shown)
@@ -311,7 +313,7 @@ def _show(whole: "Evaluation", groups: "Breakdown") -> None:
             numbers = (each.mean, each.deviation, each.lowest, each.highest, each.skewed_error_ratio)
             table.add_row(measure, *("–" if number is None else f"{number:.4f}" for number in numbers))
         out.print(table)
-    out.print(*whole.notes, *groups.notes(), sep="\n", soft_wrap=True)
+    out.print(*whole.notes, *groups.notes(whole.notes), sep="\n", soft_wrap=True)
 
 
 def _cell(evaluation: "Evaluation | None", measure: str, space: str) -> str:

@@ -1,6 +1,7 @@
 """`lossearch evaluate` from end to end: what it prints and writes, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def test_a_group_of_too_few_pairs_gets_a_dash_and_the_reason(faces: Path, here: 
     reason = "rare.npz has 1 pairs of one identity and 0 of two among 2 images"
     assert content["unscored"]["c"].startswith(reason)
     assert f"group 'c' is not scored: {reason}" in done.out
+    assert len(re.findall(r"^genuine pairs +[\d,]+ +[\d,]+ +[\d,]+ *$", done.out, re.M)) == 1  # of all, a and b
     assert ["eer", "–"] in [line.split() for line in done.out.splitlines()]  # in a table of its own, at 80 columns
     page = (here / "by.html").read_text()
     assert "group &#x27;c&#x27; is not scored" in page

@@ -76,7 +76,7 @@ def evaluate_all_pairs(
             "impostor pairs": impostors,
         },
         measures=measures,
-        notes=[*notes, *few_accepts("FAR", known, impostors)],
+        notes=[*notes, *few_accepts("FAR", fars, impostors)],
         curve=curve,
     )
 

@@ -3,7 +3,7 @@
 Every group is evaluated by itself, its thresholds included, as in RFW's protocol.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,9 +71,15 @@ class Breakdown:
             for name in shared
         }
 
-    def notes(self) -> list[str]:
-        """A sentence about each group that was not scored."""
-        said = [f"group '{name}' is not scored: {reason}" for name, reason in self.unscored.items()]
+    def notes(self, known: Sequence[str] = ()) -> list[str]:
+        """What must be read beside the numbers of groups, but what is `known`; a sentence about each group that was not
+        scored."""
+        of_note: dict[str, list[str]] = {}
+        for name, each in self.scored.items():
+            for note in each.notes:
+                of_note.setdefault(note, []).append(name)
+        said = [f"in {', '.join(names)}: {note}" for note, names in of_note.items() if note not in known]
+        said += [f"group '{name}' is not scored: {reason}" for name, reason in self.unscored.items()]
         return [*said, "no spread over groups: it needs two that are scored"] if len(self.scored) == 1 else said
 
 

@@ -76,7 +76,7 @@ def evaluate_identification(
         known = resolved(fpirs, strangers)
         rates, curve = _open_set(found, mated_P, identity_P, known, drawn_KB)
         measures |= rates
-        notes += few_accepts("FPIR", known, strangers)
+        notes += few_accepts("FPIR", fpirs, strangers)
     else:
         notes.append("every probe is mated, so there is no open set")
     counts = {

@@ -178,7 +178,7 @@ def evaluate_listed_pairs(
     drawn = _resampled(score_P, pairs, by_fold, resamples, rng)
     sampled = drawn.scores(known)
     measures = {name: Measure.sampled(float(value[0]), sampled[name]) for name, value in roc.scores(known).items()}
-    notes = [f"intervals resample {'folds' if by_fold else 'pairs'}", *few_accepts("FAR", known, impostors)]
+    notes = [f"intervals resample {'folds' if by_fold else 'pairs'}", *few_accepts("FAR", fars, impostors)]
     if folds > 1:
         accuracy, note = _accuracy(accuracy_by_fold(score_P, pairs.genuine_P, pairs.fold_P))
         measures, notes = {"accuracy": accuracy, **measures}, [note, *notes]

@@ -85,6 +85,9 @@ def resolved(rates: Sequence[float], impostors: int) -> tuple[float, ...]:
 
 
 def few_accepts(name: str, rates: Sequence[float], impostors: int) -> list[str]:
-    """A remark on the rates that rest on few false accepts."""
-    few = [f"{rate:g}".replace("e-0", "e-") for rate in rates if allowed_accepts(rate, impostors) < FEWEST_ACCEPTS]
-    return [f"{name} {', '.join(few)}: fewer than {FEWEST_ACCEPTS} false accepts, so read with care"] if few else []
+    """Remarks on the rates that rest on few false accepts, and on those that allow none and are not measured."""
+    allowed = {f"{rate:g}".replace("e-0", "e-"): allowed_accepts(rate, impostors) for rate in rates}
+    few = ", ".join(rate for rate, accepts in allowed.items() if 0 < accepts < FEWEST_ACCEPTS)
+    none = ", ".join(rate for rate, accepts in allowed.items() if not accepts)
+    said = [f"{name} {few}: fewer than {FEWEST_ACCEPTS} false accepts, so read with care"] if few else []
+    return [*said, f"{name} {none}: not measured, as {impostors:,} impostors allow no false accept"] if none else said

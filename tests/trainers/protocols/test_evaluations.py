@@ -380,7 +380,15 @@ def test_each_group_is_evaluated_by_itself() -> None:
     alone = verification(images.embeddings_ND[group_N == "low"], images.labels()[group_N == "low"], FARS)
     assert found.scored["low"].measures["auc"].value == pytest.approx(alone["auc"])
     assert found.spreads()["auc"].lowest == min(each.measures["auc"].value for each in found.scored.values())
-    assert found.notes() == []
+    of_low, of_high = (found.scored[group].notes for group in ("low", "high"))
+    shared = [note for note in of_high if note in of_low]
+    assert f"in high, low: {shared[0]}" in found.notes()
+    assert found.notes(shared) == [
+        f"in {group}: {note}"
+        for group, notes in (("high", of_high), ("low", of_low))
+        for note in notes
+        if note not in shared
+    ]
     with pytest.raises(DataError, match="two groups, but got one"):
         by_group(np.full(120, "one"), evaluate)
     with pytest.raises(DataError, match=r"none of 120 groups can be scored; '0': mine\.npz has 0 pairs of one"):
@@ -397,7 +405,14 @@ def test_a_group_that_cannot_be_scored_leaves_the_others_and_their_spread_alone(
     three = by_group(np.repeat(["a", "b", "c"], [60, 58, 2]), evaluate)
     assert (three.names, [*three.scored]) == (["a", "b", "c"], ["a", "b"])
     assert three.spreads() == two.spreads() != {}
-    assert three.notes()[0].startswith("group 'c' is not scored: mine.npz has ")
+    assert three.notes()[-1].startswith("group 'c' is not scored: mine.npz has ")
     one = by_group(np.repeat(["a", "b"], [118, 2]), evaluate)
     assert one.spreads() == {}
-    assert one.notes()[1] == "no spread over groups: it needs two that are scored"
+    assert one.notes()[-1] == "no spread over groups: it needs two that are scored"
+
+
+def test_a_rate_that_allows_no_false_accept_says_so() -> None:
+    found = evaluate_all_pairs(clusters(8, 40, 10), fars=(0.1, 1e-5), resamples=20, rng=rng())
+    assert "tar_at_far_1e-5" not in found.measures
+    impostors = found.counts["impostor pairs"]
+    assert f"FAR 1e-5: not measured, as {impostors:,} impostors allow no false accept" in found.notes
