@@ -305,12 +305,15 @@ def dashboard(
 
 def _print_addresses(run: Path, uri: str, base: str) -> None:
     """The pages of a run and its comparisons, or why there are none."""
+    from lfs.journal import TRAINING
+    from lfs.launch import read_run
     from lfs.tracker import addresses
     from lfs.tracker_comparison import comparisons_of
 
     for folder in (run, *comparisons_of(run)):
         name, what = (run.name, "search") if folder == run else (f"{run.name}, compare {folder.name}", "comparison")
         try:
+            what = "training" if TRAINING in read_run(folder)[0].config else what
             found = addresses(folder, uri, base)
         except UserError as error:
             out.print(f"{name}\n  {error}", soft_wrap=True)

@@ -15,6 +15,7 @@ from lfs.config import HYPER_PARAMETER_FREE, WINNER, NamedLoss
 from lfs.trial import RATE, Scalar, Trial
 from search_space import catalog
 from search_space.frozen import FrozenModel, Real
+from search_space.parts import MAX_SCALE
 from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.evaluation import reward_of
@@ -39,6 +40,8 @@ def _split(value: object) -> object:
 Numbers = Annotated[tuple[Real, ...], BeforeValidator(_split), Field(min_length=1)]
 """Also as a text, '16,32'."""
 
+Scales = Annotated[tuple[Annotated[Real, Field(gt=0, le=MAX_SCALE)], ...], BeforeValidator(_split), Field(min_length=1)]
+
 LearningRate = Annotated[Real, Field(gt=0, le=MAX_LEARNING_RATE)]
 
 
@@ -46,7 +49,7 @@ class Grid(FrozenModel):
     """The constant margins and scales among which the tuned baselines choose, and the learning rates among which all
     baselines do (none: they have the recipe's)."""
 
-    scales: Numbers = (16.0, 32.0, 64.0)
+    scales: Scales = (16.0, 32.0, 64.0)
     cosface_margins: Numbers = (0.1, 0.2, 0.35)
     arcface_margins_rad: Numbers = (0.3, 0.5, 0.7)
     learning_rates: Annotated[tuple[LearningRate, ...], BeforeValidator(_split)] = ()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from search_space.chunked import GradientDtype, Memory
+from search_space.chunked import GradientDtype, Memory, refuse_unknown
 from search_space.distributed import in_group
 from search_space.head_sgd import Steppable
 from search_space.loss import Loss, build, carries_over
@@ -45,6 +45,9 @@ class MarginHead(Steppable):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate must lie in (0, 1], but got sample_rate={sample_rate}")
+        refuse_unknown("impl", impl, Implementation)
+        refuse_unknown("memory", memory, Memory)
+        refuse_unknown("gradient_dtype", gradient_dtype, GradientDtype)
         self._num_classes, self._class_counts = num_classes, class_counts
         self._classes_seen = max(2, round(sample_rate * num_classes))
         self.impl, self.memory, self.gradient_dtype = impl, memory, gradient_dtype

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from search_space import functional as fn
 from search_space import parts
-from search_space.chunked import GradientDtype, Memory
+from search_space.chunked import GradientDtype, Memory, refuse_unknown
 from search_space.distributed import Shard, gathered_parts, rank, whole_batch, world_size
 from search_space.head_sgd import Steppable
 from search_space.loss import NOT_CHUNKED, build, negatives_of
@@ -66,6 +66,9 @@ class ShardedMarginHead(Steppable):
     ) -> None:
         super().__init__()
         _refuse(spec, num_classes, sample_rate)
+        refuse_unknown("impl", impl, ShardedImplementation)
+        refuse_unknown("memory", memory, Memory)
+        refuse_unknown("gradient_dtype", gradient_dtype, GradientDtype)
         self._spec, self._num_classes, self._sample_rate = spec, num_classes, sample_rate
         self.impl, self.memory, self.gradient_dtype = impl, memory, gradient_dtype
         self._first, stop = (first_class(rank() + i, world_size(), num_classes) for i in (0, 1))

@@ -61,12 +61,13 @@ def _put(path: Path) -> None:
     partial.rename(path)
 
 
-def load_network(folder: Path) -> tuple[nn.Module, NetworkDescription]:
+def load_network(folder: Path | str) -> tuple[nn.Module, NetworkDescription]:
     """The network that `save_network` wrote, in evaluation mode on the CPU, and its description.
 
     A `module:factory` is imported. Raises `ExportError`, and `NetworkError` where a network of timm's or the user's
     cannot be had.
     """
+    folder = Path(folder)
     try:
         description = NetworkDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
         tensors, _ = unpack(np.fromfile(folder / WEIGHTS, dtype=np.uint8))

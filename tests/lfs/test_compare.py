@@ -332,6 +332,7 @@ BAD = {
         ["'arcface-tuned'", "tuned ones are off"],
     ),
     "words for a margin": (["--cosface-margins=small"], ["grid.cosface_margins", "must be numbers", "'small'"]),
+    "a scale below 0": (["--scales=16,-1"], ["grid.scales: must be above 0, but got -1"]),
     "margin out of range": (["--arcface-margins=4"], ["grid: m2_rad must be at most 1.5708", "4.0"]),
     "unknown kind of equal compute": (["--equal-compute=more"], ["equal_compute", "'seeds' or 'longer'", "'more'"]),
     "no such score": (["--metric=f1"], ["metric", "tar_at_far_1e-3", "f1"]),

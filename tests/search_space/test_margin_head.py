@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_space import LossSpec, MarginHead, build, catalog, parts
+from search_space import LossSpec, MarginHead, ShardedMarginHead, build, catalog, parts
 from search_space.parts import AdaCosScale
 
 CLASSES, DIM = 6, 8
@@ -388,13 +388,15 @@ def test_a_negative_label_is_no_class_of_a_sampled_head_either() -> None:
     ("options", "sentence"),
     [
         ({"impl": "chunk"}, "impl must be one of auto, plain, chunked, triton, but got impl='chunk'"),
-        ({"impl": "chunked", "memory": "Store"}, "memory must be one of store, recompute, but got memory='Store'"),
-        ({"impl": "chunked", "gradient_dtype": "bf16"}, "gradient_dtype must be one of float32, bfloat16, but got"),
+        ({"memory": "Store"}, "memory must be one of store, recompute, but got memory='Store'"),
+        ({"gradient_dtype": "bf16"}, "gradient_dtype must be one of float32, bfloat16, but got"),
     ],
 )
 def test_an_unknown_option_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
-        MarginHead(catalog.cosface(), 50, 8, **options)(torch.randn(3, 8), torch.arange(3))
+        MarginHead(catalog.cosface(), 50, 8, **options)
+    with pytest.raises(ValueError, match=f"^{sentence.replace('plain, ', '')}"):
+        ShardedMarginHead(catalog.cosface(), 50, 8, **options)
 
 
 def test_a_learned_bias_stays_with_its_objective_and_scale() -> None:

@@ -38,7 +38,7 @@ def test_a_saved_network_gives_the_same_embeddings(name: str, tmp_path: Path) ->
     network, description = _trained(name)
     save_network(network, description, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {DESCRIPTION, WEIGHTS}
-    loaded, found = load_network(tmp_path)
+    loaded, found = load_network(str(tmp_path))
     assert found == description
     x_ND = embed_images(network, IMAGES)
     np.testing.assert_array_equal(embed_images(loaded, IMAGES), x_ND)
