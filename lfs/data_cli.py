@@ -88,6 +88,7 @@ def _show_splits(source: "ImageSource") -> None:
         shown = (len(sizes), sum(size > 1 for size in sizes), sum(size > 3 for size in sizes), sum(sizes))
         table.add_row(split, *(f"{number:,}" for number in shown))
     out.print(table)
+    out.print(f"split by {source.split_by}", soft_wrap=True)
 
 
 @data_app.command()

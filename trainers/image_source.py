@@ -78,8 +78,8 @@ class FoundImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """The images and splits of a set: `files` maps a class to its images' names, `splits` each class to its split,
-    `columns` further columns of a table to the text of each image's name."""
+    """The images and splits of a set: `files` maps a class to its images' names, `splits` each class to its split (what
+    says so is `split_by`), `columns` further columns of a table to the text of each image's name."""
 
     path: Path
     format: str
@@ -87,6 +87,7 @@ class ImageSource:
     splits: Mapping[str, Split]
     store: Store
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    split_by: str = ""
 
     def classes(self, split: Split) -> list[str]:
         """The classes of a split, sorted."""

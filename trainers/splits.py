@@ -21,18 +21,19 @@ _FEWEST_CLASSES = _FEWEST_TRAIN_CLASSES + _FEWEST_VAL_CLASSES + _FEWEST_TEST_CLA
 def with_splits(found: FoundImages) -> ImageSource:
     """The set with each class in its split. Raises `DataError` where there are no such splits."""
     if found.table is not None:
-        splits = _splits_from_table(_rows(found.table, found.path), found.files)
+        by, splits = TABLE_NAME, _splits_from_table(_rows(found.table, found.path), found.files)
     elif found.conflict:
         raise DataError(f"in {found.path} {found.conflict}")
     elif found.splits is not None:
-        splits = dict(found.splits)
+        by, splits = f"the {found.format} itself", dict(found.splits)
     else:
-        splits = _splits_by_hash(found.files, found.path)
+        by, splits = "a hash of the class names", _splits_by_hash(found.files, found.path)
     return ImageSource(
         path=found.path,
         format=found.format,
         files=found.files,
         splits=splits,
+        split_by=by,
         store=found.store,
         columns=found.columns,
     )

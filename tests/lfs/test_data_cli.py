@@ -32,6 +32,12 @@ def test_info_counts_identities_images_and_splits(shapes: Path) -> None:
     for row in (["4-7", "16"], ["train", "8", "8", "8", "48"], ["val", "4", "4", "4", "24"]):
         assert row in rows(done.out)
     assert "suspicious: 0" in done.out
+    assert "split by split.csv" in done.out
+
+
+def test_info_says_what_splits_a_set_without_a_table(here: Path) -> None:
+    draw_images(here / "set")
+    assert "split by a hash of the class names" in lossearch("data", "info", "set").out
 
 
 def test_info_names_what_is_damaged_small_flat_or_twice_there(here: Path) -> None:
