@@ -53,8 +53,8 @@ def errors_of(results: Results) -> pd.DataFrame:
         values = [estimate(tar_UF[:, f], move_UFB[:, f], results.two_way, least=0.0) for f in range(len(far_F))]
         accepts_F = np.max([curve["false_accepts"] for curve in known], axis=0)
         frame = pd.DataFrame({"far": far_F, "frr": 1 - tar_SF.mean(0)})
-        frame["low"] = [1 - min(value.high, 1.0) for value in values]
-        frame["high"] = [1 - max(value.low, 0.0) for value in values]
+        frame["low"] = [1 - value.high for value in values]
+        frame["high"] = [1 - value.low for value in values]
         rows.append(frame.assign(entrant=entrant, n=results.units, false_accepts=accepts_F.astype(int)))
     if not rows:
         return pd.DataFrame(columns=["entrant", "far", "false_accepts", "frr", "low", "high", "n", "resolved"])

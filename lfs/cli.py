@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfs.data_cli import data_app
-from lfs.errors import UserError
+from lfs.errors import UserError, refuse_other_ending
 from lfs.evaluate_cli import ALL, evaluate_command
 from lfs.methods import METHODS
 from lfs.session import INTERRUPTED, STOPPED, Interrupted, signals, tracked
@@ -305,19 +305,17 @@ def dashboard(
 
 def _print_addresses(run: Path, uri: str, base: str) -> None:
     """The pages of a run and its comparisons, or why there are none."""
-    from lfs.journal import TRAINING
-    from lfs.launch import read_run
     from lfs.tracker import addresses
     from lfs.tracker_comparison import comparisons_of
 
     for folder in (run, *comparisons_of(run)):
-        name, what = (run.name, "search") if folder == run else (f"{run.name}, compare {folder.name}", "comparison")
+        name = run.name if folder == run else f"{run.name}, compare {folder.name}"
         try:
-            what = "training" if TRAINING in read_run(folder)[0].config else what
             found = addresses(folder, uri, base)
         except UserError as error:
             out.print(f"{name}\n  {error}", soft_wrap=True)
         else:
+            what = {"compare": "comparison", "full training": "training"}.get(found.role, found.role)
             out.print(f"{name}\n  all trials: {found.runs}\n  the {what}: {found.search}", soft_wrap=True)
 
 
@@ -376,8 +374,7 @@ def _list_losses() -> None:
 def _write_pictures(wanted: "Mapping[str, LossSpec]", path: Path, classes: int) -> None:
     from analysis.loss_page import losses_html
 
-    if path.suffix != ".html":
-        raise UserError(f"--plot writes a page, so its file must end in .html, but got {path}")
+    refuse_other_ending(path, ".html", "--plot writes a page")
     path.write_text(losses_html(wanted, num_classes=classes), encoding="utf-8")
     out.print(f"written: {path}", soft_wrap=True)
 
@@ -428,8 +425,7 @@ def export(
     from lfs.launch import read_search
     from lfs.winner import take_home
 
-    if output is not None and output.suffix != ".json":
-        raise UserError(f"--output is written as JSON, so its file must end in .json, but got {output}")
+    refuse_other_ending(output, ".json", "--output is written as JSON")
     found = take_home(read_search(run)[1])
     content = json.dumps(found, indent=2)
     path = output or run / "winner.json"

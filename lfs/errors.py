@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
     """Something that the user gave cannot be used; the message is one sentence that says what would be right."""
+
+
+def refuse_other_ending(path: Path | None, ending: str, why: str) -> None:
+    """Raises `UserError` for a file, where there is one, whose name does not say what is written to it."""
+    if path is not None and path.suffix != ending:
+        raise UserError(f"{why}, so its file must end in {ending}, but got {path}")
 
 
 @contextmanager

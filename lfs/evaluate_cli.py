@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lfs.errors import UserError, data_refusals
+from lfs.errors import UserError, data_refusals, refuse_other_ending
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,10 +127,8 @@ def evaluate_command(page_of: PageOf) -> Callable[..., None]:
 
 
 def _check_targets(as_json: Path | None, plot: Path | None) -> None:
-    if plot is not None and plot.suffix != ".html":
-        raise UserError(f"--plot writes a page, so its file must end in .html, but got {plot}")
-    if as_json is not None and as_json.suffix != ".json":
-        raise UserError(f"--json writes JSON, so its file must end in .json, but got {as_json}")
+    refuse_other_ending(plot, ".html", "--plot writes a page")
+    refuse_other_ending(as_json, ".json", "--json writes JSON")
     for option, path in (("--json", as_json), ("--plot", plot)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{option} must name a file in a folder that is there, but got {path}")

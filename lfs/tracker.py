@@ -48,10 +48,11 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Pages of one search or comparison: the table of its trials, and the search itself."""
+    """Pages of one search, comparison or training (`role`): the table of its trials, and the search itself."""
 
     runs: str
     search: str
+    role: str
 
 
 @contextmanager
@@ -410,11 +411,11 @@ def addresses(run_dir: Path, uri: str, base: str) -> Addresses:
     Raises `TrackingError` when MLflow does not have the run.
     """
     record = read_record(run_dir)
-    search_id = record.started.search_id
+    search_id, role = record.started.search_id, record.tags()["lossearch.role"]
     with _as_tracking_error(uri):
         client = _connect(uri)
         found = client.get_experiment_by_name(record.experiment_name)
-        condition = f"{record.condition} and tags.`lossearch.role` = '{record.tags()['lossearch.role']}'"
+        condition = f"{record.condition} and tags.`lossearch.role` = '{role}'"
         search = found and next(_find_runs(client, found.experiment_id, condition), None)
     if not found or not search:
         raise TrackingError(
@@ -426,4 +427,4 @@ def addresses(run_dir: Path, uri: str, base: str) -> Addresses:
         table = f"viewStateShareKey={quote(search_id)}"
     else:  # the page would open elsewhere
         table = f"searchFilter={quote(f'tags.`lossearch.search` = {search_id!r}')}"
-    return Addresses(runs=f"{runs}?{kind}&{table}", search=f"{runs}/{search.info.run_id}?{kind}")
+    return Addresses(runs=f"{runs}?{kind}&{table}", search=f"{runs}/{search.info.run_id}?{kind}", role=role)

@@ -146,7 +146,7 @@ def comparisons_of(run_dir: Path) -> list[Path]:
 def begin_record(events: Sequence[Event], path: Path) -> SearchRecord:
     """An empty record of the search or comparison that the first of these events starts. Raises `JournalError`."""
     if not events or not isinstance(events[0], Started):
-        raise JournalError(f"{path} does not begin with a 'started' event; give the folder of a search run")
+        raise JournalError(f"{path} does not begin with a 'started' event; give the folder of a run")
     if TRAINING in events[0].config:
         return FullTrainingRecord(events[0])
     if KEY in events[0].config:

@@ -30,12 +30,11 @@ def write_images(
         raise DataError(f"unknown format '{kind}'; known are {', '.join(WRITERS)}")
     if target.exists():
         raise DataError(f"{target} is there already; choose another name or remove it")
-    ending = _NEEDED.get(kind)
+    ending = next((ending for ending, of in _ENDINGS.items() if of == kind != "zip"), None)  # zips are known without it
     if ending is not None and target.suffix.lower() != ending:
         raise DataError(f"a set in the format '{kind}' is known by the ending {ending}, but got {target}; add it")
-    undecoded = next((name for name in source.names(source.files) if not is_text(name)), None)
-    if undecoded is not None and kind not in _NAMES_AS_BYTES:
-        raise DataError(f"the image {undecoded!r} has a name that is not in UTF-8, as {kind} needs it; rename it")
+    if kind not in _NAMES_AS_BYTES:
+        _refuse_undecoded(source, kind)
     with _in_place(target) as partial:
         WRITERS[kind](source, partial, on_image)
 
@@ -50,6 +49,12 @@ def left_out(source: ImageSource, kind: str) -> list[str]:
 def format_of(target: Path) -> str:
     """The format that the ending of a name stands for, `folder` where it stands for none."""
     return _ENDINGS.get(target.suffix.lower(), "folder")
+
+
+def _refuse_undecoded(source: ImageSource, kind: str) -> None:
+    undecoded = next((name for name in source.names(source.files) if not is_text(name)), None)
+    if undecoded is not None:
+        raise DataError(f"the image {undecoded!r} has a name that is not in UTF-8, as {kind} needs it; rename it")
 
 
 @contextmanager
@@ -93,5 +98,3 @@ _NAMES_AS_BYTES = {"folder", "npz", "tar", "webdataset"}
 """The formats that keep a name as the file system has it."""
 
 _ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "tar", ".zip": "zip"}
-_NEEDED = {"npz": ".npz", "parquet": ".parquet", "tar": ".tar"}
-"""The endings without which a set would not be recognised."""
