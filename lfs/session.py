@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -38,6 +39,11 @@ def signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def _say_above(sentence: str) -> None:
+    """Onto stderr, through what rich puts in its place while a live view is drawn: above the view."""
+    sys.stderr.write(f"{sentence}\n")
+
+
 @contextlib.contextmanager
 def tracked(tracker: "Tracker | None") -> Iterator[Callable[[], None]]:
     """Yields what starts the tracker: not before the journal is ours and has an event."""
@@ -46,7 +52,7 @@ def tracked(tracker: "Tracker | None") -> Iterator[Callable[[], None]]:
     def start() -> None:
         nonlocal started
         if tracker is not None and not started:
-            tracker.start()
+            tracker.start(_say_above)
             started = True
 
     try:

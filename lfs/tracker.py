@@ -7,9 +7,10 @@ nothing is written twice. `sync` writes once; `Tracker` does so from a thread fo
 
 import hashlib
 import json
+import re
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def _as_tracking_error(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = reason.partition("(Caused by ")[2].rstrip("\"')") or reason.replace(uri, printable(uri))[:300]
+        cause = re.search(r"\(Caused by \w+\(([\"'])(.*)\1\)\)", reason)  # of urllib3's errors, which repeat the address
+        reason = cause[2] if cause else reason.replace(uri, printable(uri))[:300]
         raise TrackingError(f"MLflow at {printable(uri)} could not be used: {reason}") from error
 
 
@@ -362,10 +364,12 @@ class Tracker:
         self._follower = _Follower(run_dir, uri)
         self._stopping = threading.Event()
         self._trouble: str | None = None
+        self._on_trouble: Callable[[str], object] | None = None
         self._thread = threading.Thread(target=self._follow, name="lossearch-tracker", daemon=True)
 
-    def start(self) -> None:
-        """Begin; the journal may come later."""
+    def start(self, on_trouble: Callable[[str], object] | None = None) -> None:
+        """Begin; the journal may come later. `on_trouble` is told, once and from the thread, that pages are late."""
+        self._on_trouble = on_trouble
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> str | None:
@@ -397,6 +401,9 @@ class Tracker:
                     self._trouble, wait_seconds = None, POLL_SECONDS
                 except Exception as error:  # noqa: BLE001 - a search never fails because its pages do
                     self._trouble = str(error)
+                    if self._on_trouble and isinstance(error, TrackingError) and not closing:
+                        self._on_trouble(f"{error}; nothing is lost: the pages are written once it can be used")
+                        self._on_trouble = None
                     wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
                 if closing:
                     return

@@ -129,7 +129,10 @@ def examine(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) ->
         return Examination(verdict="pass", gradients=found)
     free = [sign for sign in wrong if any(isinstance(part, _ANY_SLOPE[sign]) for _, part in spec)]
     first = next(iter(free or wrong))
-    return Examination(verdict="reject" if free else "warn", reason=f"{first} at {wrong[first]}", gradients=found)
+    reason = f"{first} at {wrong[first]}"
+    if free:
+        return Examination(verdict="reject", reason=reason, gradients=found)
+    return Examination(verdict="warn", reason=f"{reason}, by its design", gradients=found)
 
 
 def gradients(spec: LossSpec, *, num_classes: int, class_counts: Sequence[int]) -> Gradients:

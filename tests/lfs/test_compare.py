@@ -448,8 +448,11 @@ def test_with_learning_rates_every_baseline_has_a_grid(finished_search: tuple[Pa
     assert not any(each.tuned for each in plan.entrants if each.kind in ("winner", "recommended"))
 
 
-def test_what_a_search_found_before_its_budget_ended_it_is_trained_for_the_whole_horizon(tmp_path: Path) -> None:
-    run = lossearch("search", *TINY_SEARCH, "--run", tmp_path / "runs" / "short", "--set", "budget.trials=3")
+def test_what_a_search_found_before_its_budget_ended_it_is_trained_for_the_whole_horizon(
+    shapes: Path, tmp_path: Path
+) -> None:
+    budget = ("--set", "budget.trials=3")
+    run = lossearch("search", "--data", shapes, *TINY_SEARCH, "--run", tmp_path / "runs" / "short", *budget)
     assert run.code == 0, run.err
     plan = prepare(tmp_path / "runs" / "short", {}).plan
     found = next(each for each in plan.entrants if each.name == WINNER)

@@ -1,5 +1,6 @@
 import itertools
 import pkgutil
+import queue
 import shutil
 import socket
 import sqlite3
@@ -377,11 +378,14 @@ def test_a_refused_port_costs_a_sentence_and_a_later_sync_writes_all(
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
     tracker = Tracker(run_dir, address)
-    tracker.start()
+    said: queue.Queue[str] = queue.Queue()
+    tracker.start(said.put)
+    assert said.get(timeout=60).startswith(f"MLflow at {address} could not be used: ")
     sentence = tracker.stop(60)
+    assert said.empty()  # once
     assert sentence is not None
     assert sentence.startswith(f"not in MLflow yet: 5 of 5 trials (MLflow at {address} could not be used: ")
-    assert "refused" in sentence
+    assert "Connection refused); 'lossearch sync" in sentence
     assert sentence.endswith(f"; 'lossearch sync {run_dir}' writes what is missing")
     with pytest.raises(TrackingError, match="refused"):
         sync(run_dir, address)

@@ -111,6 +111,7 @@ def test_a_wrong_sign_is_rejected_only_where_a_part_is_free_to_cause_it(
     found = look(spec)
     assert found.verdict == verdict
     assert found.reason.startswith(f"{sign} at cos_y = ")
+    assert found.reason.endswith(", by its design") == (verdict == "warn")
 
 
 def soft_norm(norm: float) -> LossSpec:
