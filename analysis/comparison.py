@@ -25,6 +25,9 @@ Floats = npt.NDArray[np.float64]
 WINNER = "winner"
 SCORES = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4", "eer", "rank1")
 FEWEST_FALSE_ACCEPTS = 30
+FEW_CLUSTERS = 20
+"""Over fewer units than this a bootstrap is remarked upon."""
+
 """With fewer impostor pairs accepted than these, a TAR@FAR hangs on a handful of pairs."""
 
 
@@ -212,8 +215,34 @@ class Results:
         return [
             *filter(None, [score_meaning(self.metric)]),
             f"The test identities were opened {when(self.opened.time)}, once, when all training was done. {first}",
+            *self._weaknesses(),
             *self._troubles(),
         ]
+
+    @property
+    def clustered(self) -> str:
+        """What stands for other identities in the intervals, in words."""
+        return "groups of identities (from the class names)" if self.plan["grouped"] else "identities"
+
+    def _weaknesses(self) -> list[str]:
+        """What makes intervals and verdicts less sure than they look."""
+        opened, said = self.opened, []
+        if opened.clusters < FEW_CLUSTERS:
+            said.append(
+                f"The intervals resample {opened.clusters} {self.clustered}: over fewer than {FEW_CLUSTERS} they are "
+                "rough, over two or three they show next to nothing of what other identities would change."
+            )
+        if not self.resolved(self.metric):
+            said.append(
+                f"The tested score rests on fewer than {FEWEST_FALSE_ACCEPTS} false accepts: its intervals and "
+                "verdicts hang on a handful of pairs."
+            )
+        if opened.unused_images:
+            said.append(
+                f"Of the test split {opened.images:,} of {opened.images + opened.unused_images:,} images were scored, "
+                "of whole classes: data.max_test_images."
+            )
+        return said
 
     def _troubles(self) -> list[str]:
         found: dict[tuple[str, str], list[int]] = {}

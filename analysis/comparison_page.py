@@ -209,7 +209,6 @@ def _entrants(results: Results) -> Section:
 def _beforehand(results: Results) -> Section:
     plan, opened = results.plan, results.opened
     started = results.ledger.started
-    unit = "groups of identities (from the class names)" if plan["grouped"] else "identities"
     tested = len(results.rivals)
     began = "–" if started is None else when(started.time)
     seeds = ", ".join(map(str, results.seeds))
@@ -221,7 +220,7 @@ def _beforehand(results: Results) -> Section:
         "seeds": f"{seeds}; none of them was used by a search of this comparison or an earlier one",
         "repeated": results.repeats,
         "resamples": f"{plan['options']['resamples']}, each of all {results.repeated} "
-        f"and of all {opened.clusters} {unit}",
+        f"and of all {opened.clusters} {results.clustered}",
         "in each resample": "the threshold is found anew; rank-1 keeps its gallery",
         "collapsed trainings": "count with their scores",
         "diverged trainings": "count with the scores of chance: TAR = FAR, EER ½, rank-1 0",

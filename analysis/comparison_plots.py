@@ -74,8 +74,8 @@ def forest_figure(results: Results) -> Figure:
         label=f"Paired differences with {results.coverage} intervals by baseline, zero line drawn. {said}.",
         caption=(
             f"Right of 0 the winner is ahead. Bars: {results.coverage} intervals over {results.repeated} and "
-            "identities. Only the filled marks were tested. A TAR that "
-            "rests on fewer than 30 false accepts is not drawn."
+            "identities. Only the filled marks were tested. Of the other TARs those that rest on fewer than "
+            f"{FEWEST_FALSE_ACCEPTS} false accepts are not drawn."
         ),
         table=table[table["score"].isin(shown)],
         plot=draw(
@@ -324,7 +324,7 @@ def cost_figure(results: Results) -> Figure:
         ],
         columns=["entrant", "images in all", "mean", "low", "high", "n"],
     )
-    beside = _side_by_side([int(costs[name]) for name in found])
+    beside = side_by_side([int(costs[name]) for name in found])
     traces = [
         scatter(
             [at],
@@ -367,7 +367,13 @@ def cost_figure(results: Results) -> Figure:
     )
 
 
-def _side_by_side(images: Sequence[int]) -> list[float]:
-    """Where to draw counts on a logarithmic axis: equal ones next to each other, the first in its own place."""
+def side_by_side(images: Sequence[int]) -> list[float]:
+    """Where to draw counts on a logarithmic axis: equal ones next to each other around their own place, all of them
+    within a twelfth of the axis."""
     decades = max(math.log10(max(images, default=1) / min(images, default=1)), 0.3)
-    return [count * 10 ** (0.02 * decades * images[:index].count(count)) for index, count in enumerate(images)]
+    places = []
+    for index, count in enumerate(images):
+        behind, equal = images[:index].count(count), images.count(count)
+        step = min(0.02, 0.08 / max(equal - 1, 1)) * decades
+        places.append(count * 10 ** (step * (behind - (equal - 1) / 2)))
+    return places

@@ -23,15 +23,16 @@ window.addEventListener("afterprint", () => {
   for (const plot of plots) Plotly.relayout(plot, { width: null, autosize: true });
 });
 
-// `data-v` holds a number's full value; a cell without one sorts by its text, an empty one last.
+// `data-v` holds a number's full value; a cell without one sorts by its text.
 function keyOf(row, column) {
   const cell = row.cells[column];
   return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
 }
 
-function compare(a, b) {
+// Numbers before words whichever way is up, so that a trial without a score stays at the end.
+function compare(a, b, sign) {
   if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-  return typeof a === "number" ? a - b : a.localeCompare(b);
+  return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
 }
 
 function sortBy(table, heading) {
@@ -39,8 +40,8 @@ function sortBy(table, heading) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const body = table.tBodies[0];
-  const rows = [...body.rows].sort((a, b) => compare(keyOf(a, heading.cellIndex), keyOf(b, heading.cellIndex)));
-  body.append(...(descending ? rows.reverse() : rows));
+  const [column, sign] = [heading.cellIndex, descending ? -1 : 1];
+  body.append(...[...body.rows].sort((a, b) => compare(keyOf(a, column), keyOf(b, column), sign)));
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {

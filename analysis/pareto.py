@@ -39,10 +39,12 @@ def pareto_of(ledger: Ledger) -> pd.DataFrame:
 
 
 def pareto_figure(trials: pd.DataFrame, objectives: dict[str, str]) -> Figure:
-    """The first two objectives against each other, the front joined."""
+    """The first two objectives against each other, the front joined where there are no others."""
     first, second = list(objectives)[:2]
+    all_of_them = f"{', '.join(list(objectives)[:-1])} and {list(objectives)[-1]}"
     front = trials[trials["on_front"]].sort_values(second)
-    others = worth_drawing(trials[~trials["on_front"]].assign(reward=lambda frame: frame[first]))
+    sign = 1 if objectives[first] == "maximize" else -1
+    others = worth_drawing(trials[~trials["on_front"]].assign(reward=lambda frame: sign * frame[first]))
     hover = f"trial %{{text}}<br>{plain(first)} %{{y:.4f}}, {plain(second)} %{{x:.4f}}<extra></extra>"
     traces = [
         scatter(
@@ -57,13 +59,13 @@ def pareto_figure(trials: pd.DataFrame, objectives: dict[str, str]) -> Figure:
         )
         for name, part, mode, colour, size, symbol in (
             ("other trials", others, "markers", SEARCH, 6, "circle"),
-            ("Pareto set", front, "lines+markers", WINNER, 11, "star"),
+            ("Pareto set", front, "lines+markers" if len(objectives) == 2 else "markers", WINNER, 11, "star"),
         )
     ]
     return Figure(
         key="pareto",
         title="Pareto set",
-        label=f"{len(front)} of {len(trials)} trials are not beaten in {first} and {second} at once",
+        label=f"{len(front)} of {len(trials)} trials are not beaten in {all_of_them} at once",
         caption=(
             f"{first} ({objectives[first]}) against {second} ({objectives[second]}). The winner is chosen by the "
             "choice half alone; this is what it was weighed against."

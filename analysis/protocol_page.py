@@ -49,7 +49,7 @@ def roc_figure(curves: Mapping[str, pd.DataFrame], axes: tuple[str, str]) -> Fig
         title=f"{tar} over {far}",
         label=_label(curves, axes),
         caption="High is good. Steps between resolved rates are drawn straight." + _bands(curves),
-        table=_table(curves),
+        table=_table(curves, axes),
         plot=draw(
             [
                 trace
@@ -83,7 +83,7 @@ def det_figure(curves: Mapping[str, pd.DataFrame], axes: tuple[str, str]) -> Fig
         title="Detection error trade-off on normal deviates",
         label=_label(curves, axes),
         caption="Low is good. A straight line means that both kinds of scores are normal." + _bands(curves),
-        table=_table(curves),
+        table=_table(curves, axes),
         plot=draw(
             traces,
             height=520,
@@ -124,5 +124,6 @@ def _label(curves: Mapping[str, pd.DataFrame], axes: tuple[str, str]) -> str:
     return "; ".join(said)
 
 
-def _table(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([curve.assign(curve=name) for name, curve in curves.items()], ignore_index=True)
+def _table(curves: Mapping[str, pd.DataFrame], axes: tuple[str, str]) -> pd.DataFrame:
+    table = pd.concat([curve.assign(curve=name) for name, curve in curves.items()], ignore_index=True)
+    return table.rename(columns=dict(zip(("far", "tar"), axes, strict=True)))

@@ -146,11 +146,12 @@ def _subtitle(ledger: Ledger) -> str:
 
 def verdict_section(view: View) -> Section:
     """The winner against each baseline, with what may and may not be concluded."""
-    rows = per_baseline(view.board)
+    rows, finished = per_baseline(view.board), view.ledger.finished is not None
+    meaning = tables.score_meaning(view.ledger.reward_metric)
     pieces: tuple[Html | None, ...] = (
         page.verdict(
-            headline(view.board, view.metric, finished=view.ledger.finished is not None),
-            remarks(view.trials, view.board, view.finals, meaning=tables.score_meaning(view.ledger.reward_metric)),
+            headline(view.board, view.metric, finished=finished),
+            remarks(view.trials, view.board, view.finals, meaning=meaning, finished=finished),
         ),
         page.tiles(headline_numbers(view.totals, seconds=view.ledger.seconds)),
         page.table(rows, caption=f"The winner's {view.metric} minus each baseline's.") if len(rows) else None,

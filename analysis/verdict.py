@@ -42,6 +42,8 @@ def _or_nan(number: float | None) -> float:
 def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
     """One or two sentences: the winner against the strongest baseline, on the choice half where it was measured."""
     winner, baselines = entrants_of(board)
+    if winner is None and not finished:
+        return "No trial of the search has reached the horizon with a reward yet."
     if winner is None:
         return "No trial of the search reached the horizon with a reward, so there is no winner."
     half = "reward" if winner["choice"] is None else "choice"
@@ -59,7 +61,9 @@ def headline(board: pd.DataFrame, metric: str, *, finished: bool) -> str:
     return f"{scored}, {order} the best baseline, {rival['entrant']} ({rival[half]:.4f})."
 
 
-def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, meaning: str | None) -> list[str]:
+def remarks(
+    trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, meaning: str | None, finished: bool
+) -> list[str]:
     """What must be read beside the headline: seeds, the sealed test, selection, shrinkage, compute, collapse.
 
     `meaning` says what the score is.
@@ -72,7 +76,7 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, 
         meaning,
         f"Winner and baselines were trained with {seeds} and scored on validation identities only; the test is sealed.",
         "No interval was computed: nothing here shows that one loss is significantly better than another.",
-        _unfinished(winner, baselines),
+        _ended_early(winner, baselines) if finished else None,
         _selection(trials) if finals.empty else _final(finals),
         _shrinkage(winner, baselines),
         _own_recipe(winner),
@@ -82,7 +86,7 @@ def remarks(trials: pd.DataFrame, board: pd.DataFrame, finals: pd.DataFrame, *, 
     return [note for note in notes if note]
 
 
-def _unfinished(winner: Row | None, baselines: list[Row]) -> str | None:
+def _ended_early(winner: Row | None, baselines: list[Row]) -> str | None:
     if winner is None or winner["at_horizon"] or not baselines:
         return None
     return (
@@ -96,9 +100,10 @@ def _selection(trials: pd.DataFrame) -> str | None:
     candidates = int((told["epochs"] == told["epochs"].max()).sum())
     if candidates < 2:
         return None
+    reward = " So is its reward, by which the search chose what goes on." if told["parent"].notna().any() else ""
     return (
         f"The winner was picked on the choice half among up to {candidates} trials, while each baseline is a single "
-        "run: its score there is somewhat optimistic, its reward still more so."
+        f"run: its score there is optimistic.{reward}"
     )
 
 
@@ -107,7 +112,8 @@ def _final(finals: pd.DataFrame) -> str:
     behind = f", that of the next {others[0]['mean']:.4f}" if others else ""
     return (
         f"The winner was picked by the finals: over {first['trainings']} trainings its mean on the choice half is "
-        f"{first['mean']:.4f}{behind}. The headline's scores are those of its one training in the search."
+        f"{first['mean']:.4f}{behind}. The headline's scores are those of its one training in the search, by which it "
+        "came into the finals: they are optimistic."
     )
 
 
@@ -135,7 +141,8 @@ def _shrinkage(winner: Row | None, baselines: list[Row]) -> str | None:
     reading = (
         f"It comes out {common - shift:.4f} lower than they do, as when a search fits its reward, or by chance."
         if shift < common
-        else "It comes out no lower than they do: no sign that the search has fitted its reward."
+        else "It comes out no lower than they do; but having been picked on the choice half raises it there, so this "
+        "does not tell whether the search has fitted its reward."
     )
     return f"{change}, the baselines by {_signed(common)} on average. {reading}"
 
@@ -169,7 +176,8 @@ def headline_numbers(totals: pd.DataFrame, *, seconds: float) -> dict[str, str]:
 
 
 def _short(count: int) -> str:
+    """Three digits and a unit; what rounds to a thousand has the next unit."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
+        if count >= 0.9995 * size and count >= 1000:
             return f"{count / size:.3g}{unit}"
     return str(count)

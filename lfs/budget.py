@@ -58,15 +58,19 @@ class Budgeted:
 
     def ask(self, count: int) -> Sequence[Trial]:
         """The controller's trials while there is budget; as many as it has trials left."""
-        if self._spent():
-            return []
         if self._budget.trials is not None:
             count = min(count, self._budget.trials - self._finals - self._trials)
-        trials = self._inner.ask(count)
-        for trial in trials:
-            self._asked[trial.number] = trial
-            self._trials += 1
-            self._epochs += trial.epochs_of_its_own(self._asked)
+        trials: list[Trial] = []
+        at_once = count if self._budget.epochs is None else 1  # what a trial takes is not known before
+        while len(trials) < count and not self._spent():
+            asked = self._inner.ask(at_once)
+            for trial in asked:
+                self._asked[trial.number] = trial
+                self._trials += 1
+                self._epochs += trial.epochs_of_its_own(self._asked)
+            trials += asked
+            if len(asked) < at_once or self._budget.epochs is None:
+                break
         return trials
 
     def _spent(self) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lfs.errors import writing_to
+
 Checkpoint = npt.NDArray[np.uint8]
 
 
@@ -22,13 +24,14 @@ class CheckpointStore:
         return self._folder / f"{number:06d}.safetensors"
 
     def save(self, number: int, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint so that it is whole or absent."""
+        """Write a checkpoint so that it is whole or absent. Raises `UnwritableError`."""
         partial = self._path(number).with_suffix(".partial")
-        with partial.open("wb") as file:
-            checkpoint.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self._path(number))
+        with writing_to(self._folder.parent):
+            with partial.open("wb") as file:
+                checkpoint.tofile(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(self._path(number))
 
     def load(self, number: int) -> Checkpoint | None:
         """The checkpoint, or None when it is not here, or empty after a power cut."""

@@ -28,7 +28,7 @@ from lfs.runner import default_device
 from lfs.search import Past, replay, search
 from lfs.sources import versions
 from trainers.checkpoint import network_only
-from trainers.data import load_sealed_test, sealed_class_sizes
+from trainers.data import load_sealed_test, sealed_class_sizes, unused_test_images
 from trainers.evaluation import embeddings
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
@@ -121,7 +121,7 @@ class _Test:
             sealed = load_sealed_test(config, cache_dir=workspace_of(run_dir) / "cache")
         cluster_N = clusters_of(list(sealed_class_sizes(config)))[sealed.labels]
         if not any(isinstance(event, Opened) for event in self._journal):
-            self._record(_opened(sealed, cluster_N, run_dir), on_event)
+            self._record(_opened(sealed, cluster_N, run_dir, unused_test_images(config)), on_event)
         # the run's search names the resamples, so that they are known before the test is opened
         rng = np.random.default_rng([int(self._plan.search_id, 16), self._plan.number])
         weight_GB = draw_clusters(sealed.labels, cluster_N, self._plan.options.resamples, rng)
@@ -202,7 +202,7 @@ def _write(path: Path, arrays: Mapping[str, npt.NDArray[np.floating[Any]]]) -> N
     partial.rename(path)
 
 
-def _opened(sealed: LabelledImages, cluster_N: npt.NDArray[np.int64], run_dir: Path) -> Opened:
+def _opened(sealed: LabelledImages, cluster_N: npt.NDArray[np.int64], run_dir: Path, unused_images: int) -> Opened:
     digest = hashlib.sha256(str(sealed.images.shape).encode())
     digest.update(sealed.images.data)
     digest.update(sealed.labels.data)
@@ -213,6 +213,7 @@ def _opened(sealed: LabelledImages, cluster_N: npt.NDArray[np.int64], run_dir: P
         clusters=int(cluster_N.max()) + 1,
         digest=name,
         opened_before=_opened_before(run_dir, name),
+        unused_images=unused_images,
     )
 
 

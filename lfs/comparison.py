@@ -38,6 +38,8 @@ KEY = "comparison"
 LEVEL = 0.05
 GROUP_MARK = "__"
 """Between a group and a class in a class's name."""
+FEWEST_GROUPS = 5
+"""That are resampled."""
 
 
 class CompareOptions(FrozenModel):
@@ -129,13 +131,18 @@ class ComparisonPlan(FrozenModel):
 
 
 def clusters_of(classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The cluster of each class: its group where every name is `<group>__<class>` and groups differ, else itself.
+    """The cluster of each class: its group where every name is `<group>__<class>`, else itself.
 
-    >>> clusters_of(["greek__alpha", "greek__beta", "latin__a"]).tolist()
-    [0, 0, 1]
+    So it is too where there are few groups, such as women and men: what scores do with other groups than these cannot
+    be told from them.
+
+    >>> clusters_of([f"{alphabet}__{letter}" for alphabet in "abcde" for letter in "12"]).tolist()
+    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    >>> clusters_of(["women__ada", "women__grace", "men__alan"]).tolist()
+    [0, 1, 2]
     """
     groups = [name.split(GROUP_MARK)[0] if GROUP_MARK in name else "" for name in classes]
-    if "" in groups or len(set(groups)) < 2:
+    if "" in groups or len(set(groups)) < FEWEST_GROUPS:
         return np.arange(len(classes))
     return np.unique(groups, return_inverse=True)[1]
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lfs.budget import Budget
 from lfs.config import (
     ExecutorConfig,
+    FinalsConfig,
     FixedListConfig,
     NamedLoss,
     NumericsConfig,
@@ -180,6 +181,7 @@ _TABLES: Mapping[str, type[FrozenModel]] = {
     "baselines.recipe": Recipe,
     "data": DataConfig,
     "executor": ExecutorConfig,
+    "finals": FinalsConfig,
     "numerics": NumericsConfig,
     "recipe": Recipe,
     "recipe.augmentation": Augmentation,

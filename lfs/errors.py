@@ -15,6 +15,22 @@ def refuse_other_ending(path: Path | None, ending: str, why: str) -> None:
         raise UserError(f"{why}, so its file must end in {ending}, but got {path}")
 
 
+class UnwritableError(UserError):
+    """A run's folder takes no more, such as on a full disk; what it holds is whole."""
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Raises `UnwritableError` for an `OSError`; numpy's say nothing but how many bytes it has written."""
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableError(
+            f"{folder} cannot be written ({error.strerror or error}); make room, then go on where it stopped: nothing "
+            "that was finished is lost"
+        ) from error
+
+
 @contextmanager
 def data_refusals() -> Iterator[None]:
     """What is wrong with the data is the user's to mend: `DataError` becomes `UserError`."""

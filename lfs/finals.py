@@ -14,6 +14,8 @@ from search_space.schedule import LossSchedule
 from search_space.spec import LossSpec
 from trainers.outcome import Outcome
 
+_FINALS = 1
+
 
 class Finals:
     """A search, and then `seeds` further trainings, from scratch, of each of its best `candidates`.
@@ -34,7 +36,8 @@ class Finals:
     ) -> None:
         self._inner, self._candidates, self._score = inner, candidates, score
         self._horizon_epochs = horizon_epochs
-        self._seeds = np.random.SeedSequence([seed, seeds]).generate_state(seeds)
+        # the last key keeps them apart from those of members and copies, [seed, member]
+        self._seeds = np.random.SeedSequence([seed, seeds, 0, _FINALS]).generate_state(seeds)
         self._asked: dict[int, Trial] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._waiting: list[Trial] | None = None

@@ -5,6 +5,7 @@ line is flushed and fsynced before the search goes on. A torn last line, left by
 torn line in the middle means damage and is an error that names the line.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
-from lfs.errors import UserError
+from lfs.errors import UserError, writing_to
 from lfs.trial import Trial
 from search_space.frozen import FrozenModel
 from search_space.spec import LossSpec
@@ -153,6 +154,8 @@ class Opened(_Event):
     """Of the decoded images and their labels."""
     opened_before: int
     """How often comparisons of this workspace had opened these identities before."""
+    unused_images: int = 0
+    """Of the test split, left out as they are too many."""
 
 
 State = Literal["trained", "collapsed", "diverged", "failed"]
@@ -264,10 +267,11 @@ class Journal:
             raise
 
     def append(self, event: Event) -> None:
-        """Write one event and return once it is on disk."""
-        self._file.write(_EVENT.dump_json(event) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write one event and return once it is on disk. Raises `UnwritableError`."""
+        with writing_to(self.path.parent):
+            self._file.write(_EVENT.dump_json(event) + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._events.append(event)
 
     def __iter__(self) -> Iterator[Event]:
@@ -278,7 +282,8 @@ class Journal:
 
     def close(self) -> None:
         """Release the folder, and leave nothing in it if nothing was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written is dropped, as a torn line is
+            self._file.close()
         if not self._events:
             self.path.unlink()
         self._lock.release()

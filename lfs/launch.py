@@ -191,7 +191,7 @@ def read_run(run_dir: Path) -> tuple[Started, list[Event]]:
 
 def _plan(config: RunConfig, run_dir: Path, started: Started | None, on_decoded: OnDecoded) -> Plan:
     if config.executor.kind == "serial":
-        _refuse_graph_without_gpu(config, gpu=default_device() == "cuda")
+        _refuse_graph_without_gpu(config.numerics.execution, gpu=default_device() == "cuda")
     try:
         task = load_task(config.data, cache_dir=workspace_of(run_dir) / "cache", on_decoded=on_decoded)
     except DataError as error:
@@ -312,6 +312,8 @@ def executor_of(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
         with _ray_executor(planned, known) as on_ray:
             yield on_ray
         return
+    if known is not None:
+        _refuse_graph_without_gpu(known.execution, gpu=default_device() == "cuda")
     numerics = known or _probe_here(planned, workers=1)
     runner = TrainingRunner(planned.task, planned.recipe, numerics)
     yield SerialExecutor(runner, lockstep=numerics.lockstep), numerics
@@ -334,14 +336,15 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
     config, task, recipe = planned.config.executor, planned.task, planned.recipe
     with ray_executor.connected(config.address, cpus=(config.workers or 1) * config.threads) as have:
         gpus_each = config.gpus_per_worker if config.gpus_per_worker is not None else float(have.gpus >= 1)
-        _refuse_graph_without_gpu(planned.config, gpu=gpus_each > 0)
+        _refuse_graph_without_gpu((known or planned.config.numerics).execution, gpu=gpus_each > 0)
+        device = None if gpus_each > 0 else "cpu"
         room = ray_executor.room(cpus=config.threads, gpus=gpus_each)
         workers = config.workers or max(1, min(planned.at_once, room))
         numerics = known or ray_executor.call_on_worker(
-            _probe_here, planned, workers, cpus=config.threads, gpus=gpus_each
+            _probe_here, planned, workers, device, cpus=config.threads, gpus=gpus_each
         )
         executor = ray_executor.RayExecutor(
-            TrainingRunner(task, recipe, numerics),
+            TrainingRunner(task, recipe, numerics, device),
             workers=workers,
             lockstep=numerics.lockstep,
             cpus_per_worker=config.threads,
@@ -354,18 +357,18 @@ def _ray_executor(planned: Plan, known: Numerics | None) -> Iterator[tuple[Execu
             executor.close()
 
 
-def _refuse_graph_without_gpu(config: RunConfig, *, gpu: bool) -> None:
-    if config.numerics.execution == "cuda_graph" and not gpu:
+def _refuse_graph_without_gpu(execution: str | None, *, gpu: bool) -> None:
+    if execution == "cuda_graph" and not gpu:
         raise ConfigError(
-            "numerics.execution = 'cuda_graph' needs a GPU, but the workers have none; use 'eager' or 'compiled', or "
-            "leave it out"
+            "numerics.execution = 'cuda_graph' needs a GPU, but the workers have none; for a new search use 'eager' or "
+            "'compiled', or leave it out, and go on with one that began with it where there is a GPU"
         )
 
 
-def _probe_here(planned: Plan, workers: int) -> Numerics:
+def _probe_here(planned: Plan, workers: int, device: str | None = None) -> Numerics:
     """The fastest arithmetic and the fastest way to train several candidates on this machine, but for what the config
     says."""
-    config, device = planned.config, default_device()
+    config, device = planned.config, device or default_device()
     told = config.numerics.model_dump(exclude_none=True)
     numerics = Numerics(threads=config.executor.threads, **told)
     if config.numerics.dtype is None or config.numerics.channels_last is None:

@@ -218,21 +218,29 @@ def lockstep_room(config: RunConfig, workers: int) -> int:
         return 1  # members differ in their seeds, so that they share no batches
     if isinstance(search, SamplerConfig) and search.learning_rate is not None:
         return 1  # candidates of one lockstep share their learning rate
-    at_once = most_at_once(config) - len(config.all_baselines())
+    at_once = _searching_at_once(config)
     if isinstance(search, SamplerConfig) and search.sampler not in ("random", "qmc", "cmaes"):
         at_once //= LEARNING_STEPS
     return max(1, at_once // workers)
 
 
 def most_at_once(config: RunConfig) -> int:
-    """How many trials a search can keep busy: a round, a population or the whole list, and all baselines beside it."""
+    """How many trials a search can keep busy: a round, a population or the whole list, and all baselines beside it.
+
+    Of CMA-ES a generation: what more workers would ask for is drawn at random.
+    """
+    searching, search = _searching_at_once(config), config.search
+    if isinstance(search, SamplerConfig) and search.sampler == "cmaes":
+        return searching
+    return searching + len(config.all_baselines())
+
+
+def _searching_at_once(config: RunConfig) -> int:
     search = config.search
     if isinstance(search, FixedListConfig):
-        searching = len(search.losses)
-    elif isinstance(search, PopulationConfig):
-        searching = search.members
-    elif isinstance(search, SamplerConfig):
-        searching = search.cmaes_population if search.sampler == "cmaes" else search.candidates
-    else:
-        searching = search.batch
-    return searching + len(config.all_baselines())
+        return len(search.losses)
+    if isinstance(search, PopulationConfig):
+        return search.members
+    if isinstance(search, SamplerConfig):
+        return search.cmaes_population if search.sampler == "cmaes" else search.candidates
+    return search.batch

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lfs.checkpoints import Checkpoint
@@ -37,6 +37,7 @@ from lfs.sources import source_digest
 from lfs.trial import Trial
 from trainers.image_copies import copy_of, piece
 from trainers.image_file import ImageFile, MappedImages
+from trainers.machine import usable_cpus
 from trainers.outcome import Outcome
 
 R = TypeVar("R")
@@ -151,7 +152,7 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {}
     if address == "local":
-        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": max(cpus, usable_cpus()), "include_dashboard": False}
     else:
         _check_that_it_lets_in(address)
     try:
@@ -253,6 +254,11 @@ def call_on_worker(function: Callable[..., R], *args: object, cpus: int, gpus: f
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_call)
     try:
         result: R = ray.get(remote.remote(source_digest(), function, *args), timeout=START_SECONDS)
+    except GetTimeoutError:
+        raise ClusterError(
+            f"no worker has measured the arithmetic within {START_SECONDS:g} s: the cluster is busy, or the network is "
+            "large; numerics.dtype, channels_last, lockstep and execution, all set, leave the measurement out"
+        ) from None
     except RayError as error:
         raise ClusterError(f"no worker could be started: {_last_line(str(error))}") from None
     return result
@@ -293,6 +299,7 @@ class RayExecutor:
         self._expected: dict[Any, _Expected] = {}
         self._idle: list[_Idle] = []
         self._running: dict[Any, _Running] = {}
+        self._last_start: tuple[Checkpoint, Any] | None = None
         self._runner = ray.put(runner)
         self._actor_class: Any = ray.remote(
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -310,9 +317,15 @@ class RayExecutor:
 
     def submit(self, trial: Trial, start: Checkpoint | None) -> None:
         """Start the trial on an idle worker, or queue it; one that may find company waits for it until `wait`."""
-        self._waiting.put(_Job(trial, None if start is None else ray.put(start)), trial, start)
+        self._waiting.put(_Job(trial, None if start is None else self._sent(start)), trial, start)
         if self._lockstep == 1:
             self._dispatch()
+
+    def _sent(self, start: Checkpoint) -> Any:
+        """The reference to a checkpoint; a round sends one many times."""
+        if self._last_start is None or self._last_start[0] is not start:
+            self._last_start = start, ray.put(start)
+        return self._last_start[1]
 
     def wait(self) -> Sequence[Completed | Lost]:
         """Block until a trial is over or an attempt is lost."""

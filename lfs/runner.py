@@ -20,11 +20,12 @@ def default_device() -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRunner:
-    """Trains trials on one task under one recipe; on the GPU that it is given, else on the CPU."""
+    """Trains trials on one task under one recipe; on `device`, where None is the GPU that it is given, else the CPU."""
 
     task: Task
     recipe: Recipe
     numerics: Numerics
+    device: str | None = None
 
     def __call__(self, trial: Trial, start: Checkpoint | None) -> Result:
         """Train one trial, under the recipe as far as the trial does not differ from it."""
@@ -45,5 +46,5 @@ class TrainingRunner:
             seed=trial.seed,
             epochs=trial.epochs,
             cooldown_epochs=trial.cooldown_epochs,
-            device=default_device(),
+            device=self.device or default_device(),
         )

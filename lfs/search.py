@@ -1,5 +1,6 @@
 """The search loop: ask, run, tell, and write it all down. Resume is replay of the same loop's journal."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,9 @@ from trainers.outcome import Outcome
 
 IDENTICAL_FAILURES = 5
 """So many failures with one and the same error in a row stop the search: one broken node must not complete it."""
+
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
+"""Of processes, bytes and batches: errors that differ in these alone are one and the same."""
 
 Choose = Callable[[Mapping[int, Trial], Mapping[int, Outcome]], int | None]
 """Picks the winner's number among the trials and their outcomes."""
@@ -164,6 +168,7 @@ class _Loop:
         self._in_flight: set[int] = set()
         self._new: tuple[Trial, ...] = ()
         self._recent_errors: deque[str | None] = deque(maxlen=IDENTICAL_FAILURES)
+        self._last_checkpoint: tuple[int, Checkpoint | None] = (-1, None)
 
     def record(self, event: Event) -> None:
         self._journal.append(event)
@@ -263,8 +268,12 @@ class _Loop:
     def _checkpoint_of(self, number: int) -> Checkpoint:
         """A trial's checkpoint, rebuilt by running its lineage again where it is missing."""
         number = self._verdicts.holder(number)
+        last, stored = self._last_checkpoint
+        if last == number and stored is not None:
+            return stored  # a round continues one trial many times
         stored = self._checkpoints.load(number)
         if stored is not None:
+            self._last_checkpoint = number, stored
             return stored
         self._submit(self.asked[number])
         while True:
@@ -277,6 +286,7 @@ class _Loop:
                     f"trial {number} gave a checkpoint before, and running it again failed: {done.outcome.error}"
                 )
             self._checkpoints.save(number, checkpoint)
+            self._last_checkpoint = number, checkpoint
             self.record(Rebuilt(trial=number, same=done.outcome.reward == self.told[number].reward))
             return checkpoint
 
@@ -311,16 +321,23 @@ class _Loop:
         self._controller.tell(trial, outcome)
         winner = self._choose(self.asked, self.told)  # so far: one that is beaten never wins again
         winners = [] if winner is None else [winner]
-        wanted = [*sorted(self._controller.live()), trial.number, *winners, *self._best(3)]
-        self._checkpoints.keep_only(map(self._verdicts.holder, wanted))
+        wanted = [*self._parents_of_untold(), *self._best_first(self._controller.live()), trial.number, *winners]
+        self._checkpoints.keep_only(map(self._verdicts.holder, [*wanted, *self._best_first(self.told)[:3]]))
 
-    def _best(self, count: int) -> list[int]:
-        rewards = {n: o.reward for n, o in self.told.items() if o.reward is not None}
-        return sorted(rewards, key=lambda number: -rewards[number])[:count]
+    def _parents_of_untold(self) -> list[int]:
+        """Whose checkpoints are sure to be needed."""
+        untold = (trial for number, trial in self.asked.items() if number not in self.told)
+        return sorted({trial.parent for trial in untold if trial.parent is not None})
+
+    def _best_first(self, numbers: Iterable[int]) -> list[int]:
+        """Those with a reward; the best are the likeliest to be gone on with."""
+        scored = [(o.reward, n) for n in numbers if (o := self.told.get(n)) is not None and o.reward is not None]
+        return [number for _, number in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
 
     def _stop_if_all_fail_alike(self, error: str | None) -> None:
         self._recent_errors.append(error)
-        if len(self._recent_errors) == IDENTICAL_FAILURES and error and set(self._recent_errors) == {error}:
+        alike = {error and _NUMBER.sub("#", error) for error in self._recent_errors}
+        if len(self._recent_errors) == IDENTICAL_FAILURES and error and len(alike) == 1:
             raise SearchStoppedError(f"{IDENTICAL_FAILURES} trials in a row failed alike: {error}")
 
 

@@ -65,7 +65,7 @@ def _as_tracking_error(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cause = re.search(r"\(Caused by \w+\(([\"'])(.*)\1\)\)", reason)  # of urllib3's errors, which repeat the address
+        cause = re.search(r"\(Caused by \w+\(([\"'])(.*)\1\)\)", reason)  # urllib3's, which repeats the address
         reason = cause[2] if cause else reason.replace(uri, printable(uri))[:300]
         raise TrackingError(f"MLflow at {printable(uri)} could not be used: {reason}") from error
 

@@ -17,7 +17,7 @@ from trainers.glyphs import GlyphStyle, glyphs
 from trainers.image_cache import Colour, OnDecoded, decode, decode_image
 from trainers.image_file import ImageFile, MappedImages
 from trainers.image_source import DataError, ImageSource
-from trainers.memory import memory_bytes
+from trainers.machine import memory_bytes
 from trainers.splits import name_hash
 from trainers.task import Kind, LabelledImages, Task
 
@@ -35,9 +35,10 @@ class DataConfig(FrozenModel):
     find out; the glyphs are drawings. `image_size` is in pixels, None for the kind's own. Of an image set, training
     classes with fewer than `min_images_per_class` images are left out; validation keeps all, one-image classes serving
     as impostors, up to `max_validation_images`: whole classes drawn by their names, as the time that scoring takes
-    grows with the square. `seed` draws the glyphs and cuts the validation classes in two halves; it never moves a class
-    into or out of the test split. Up to `corrupt_share` of the images may be damaged and are left out. Images that
-    would take more than `memory_share` of the machine's memory are not held in it but mapped from the cache.
+    grows with the square. A comparison takes `max_test_images` of the test split in the same way, as it holds all pairs
+    in memory (8 GiB for 20 000 images). `seed` draws the glyphs and cuts the validation classes in two halves; it never
+    moves a class into or out of the test split. Up to `corrupt_share` of the images may be damaged and are left out.
+    Images that would take more than `memory_share` of the machine's memory are mapped from the cache, not held.
     """
 
     path: Path | None = None
@@ -45,6 +46,7 @@ class DataConfig(FrozenModel):
     image_size: Annotated[int, Field(ge=16, le=256)] | None = None
     min_images_per_class: Annotated[int, Field(ge=1, le=1_000_000)] = 4
     max_validation_images: Annotated[int, Field(ge=100)] = 20_000
+    max_test_images: Annotated[int, Field(ge=100)] = 20_000
     corrupt_share: Annotated[Real, Field(ge=0, le=0.5)] = 0.01
     memory_share: Annotated[Real, Field(ge=0, le=1)] = 0.25
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -78,11 +80,27 @@ def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
     if config.path is None:
         style = GlyphStyle()
         return {f"glyph{index:03d}": style.held_out_images_each for index in range(style.held_out_identities)}
-    source = open_images(config.path)
-    sizes = {name: len(source.files[name]) for name in source.classes("test")}
-    if len(sizes) < 2 or max(sizes.values()) < 2:
-        raise DataError(f"the test split of {config.path} needs two classes or more, one of them with two images")
-    return sizes
+    sizes = _test_split(config.path)
+    kept = _capped(list(sizes), sizes, config.max_test_images, salt="test")
+    if len(kept) < 2 or max(sizes[name] for name in kept) < 2:
+        capped = f" within max_test_images={config.max_test_images}" if len(kept) < len(sizes) else ""
+        raise DataError(
+            f"the test split of {config.path} needs two classes or more{capped}, one of them with two images"
+        )
+    return {name: sizes[name] for name in kept}
+
+
+def unused_test_images(config: DataConfig) -> int:
+    """How many images of the test split `max_test_images` leaves out. Raises `DataError` as `sealed_class_sizes`."""
+    if config.path is None:
+        return 0
+    return sum(_test_split(config.path).values()) - sum(sealed_class_sizes(config).values())
+
+
+def _test_split(path: Path) -> dict[str, int]:
+    """The images of each class."""
+    source = open_images(path)
+    return {name: len(source.files[name]) for name in source.classes("test")}
 
 
 def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
@@ -205,7 +223,9 @@ def task_classes(
     """The classes of `train`, `reward` and `choice`, each sorted. Raises `DataError` where they are too few."""
     train = [name for name in source.classes("train") if len(source.files[name]) >= min_images_per_class]
     counts = {name: len(source.files[name]) for name in source.classes("val")}
-    reward, choice = (_capped(half, counts, max_validation_images // 2, seed) for half in _halves(counts, seed))
+    reward, choice = (
+        _capped(half, counts, max_validation_images // 2, salt=f"half {seed}") for half in _halves(counts, seed)
+    )
     classes = {"train": train, "reward": reward, "choice": choice}
     _refuse_too_few(source, classes, min_images_per_class=min_images_per_class)
     return classes
@@ -233,10 +253,10 @@ def _halves(counts: Mapping[str, int], seed: int) -> tuple[list[str], list[str]]
     return sorted(ordered[::2]), sorted(ordered[1::2])
 
 
-def _capped(half: Sequence[str], counts: Mapping[str, int], images: int, seed: int) -> list[str]:
-    """The classes of a half that hold so many images together at most, in the order of their names' hashes."""
+def _capped(names: Sequence[str], counts: Mapping[str, int], images: int, *, salt: str) -> list[str]:
+    """The classes that hold so many images together at most, in the order of their names' hashes."""
     kept = []
-    for name in sorted(half, key=lambda name: name_hash(name, salt=f"half {seed}")):
+    for name in sorted(names, key=lambda name: name_hash(name, salt=salt)):
         if counts[name] <= images:
             kept.append(name)
             images -= counts[name]

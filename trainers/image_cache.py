@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainers.image_file import ImageFile, ImageFileWriter, UInt8Array
 from trainers.image_source import DataError, ImageSource, Reader
+from trainers.machine import usable_cpus
 
 Colour = Literal["auto", "grey", "rgb"]
 """`auto` is grey when every image is, else RGB."""
@@ -128,7 +128,7 @@ def _in_blocks(
 ) -> Iterator[dict[str, UInt8Array | DataError]]:
     """What each name gives, in parallel: a block is decoded while the one before it is dealt with."""
     blocks = [names[first : first + _BLOCK_IMAGES] for first in range(0, len(names), _BLOCK_IMAGES)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         ahead = pool.map(decode_one, blocks[0])
         for block, following in itertools.zip_longest(blocks, blocks[1:], fillvalue=()):
             now, ahead = ahead, pool.map(decode_one, following)

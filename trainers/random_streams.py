@@ -8,6 +8,6 @@ WEIGHTS, BATCHES, MARGINS = 0, 1, 2
 
 
 def random_stream(*key: int) -> torch.Generator:
-    """Random numbers that depend on every part of `key`, and streams of different keys on nothing shared."""
+    """Random numbers that depend on every part of `key`; keys that differ by zeros at their end alone are the same."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))

@@ -8,7 +8,6 @@ N images, S side of a thumbnail.
 """
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from PIL import Image
 
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError, ImageSource, OnImage, Reader, Split
+from trainers.machine import usable_cpus
 
 ALIKE = 0.98
 """Thumbnails that correlate so much show the same picture, saved or cut a little differently."""
@@ -55,7 +55,7 @@ class _Look:
 def repeats(source: ImageSource, *, on_image: OnImage = lambda _: None) -> tuple[list[Repeat], list[str]]:
     """The images that repeat others, and those that cannot be decoded. Nothing is changed."""
     names = source.names(source.files)
-    with source.reader() as read, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with source.reader() as read, ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
 
         def look(name: str) -> _Look | None:
             seen = _look(read, name)

@@ -1,7 +1,6 @@
 """What is in an image set: every image opened once and described. Nothing is changed."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import numpy as np
 
 from trainers.image_cache import decode_image
 from trainers.image_source import DataError, FoundImages
+from trainers.machine import usable_cpus
 
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is named as suspicious."""
@@ -41,7 +41,7 @@ class Survey:
 def survey(found: FoundImages, *, on_image: Callable[[str], None] = lambda _: None) -> Survey:
     """Open and decode every image of a set. Damaged images are counted, not raised."""
     names = [name for of_class in found.files.values() for name in of_class]
-    with found.store.reader() as read, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with found.store.reader() as read, ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
 
         def look(name: str) -> _Look:
             seen = _look(read, name)

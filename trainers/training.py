@@ -6,6 +6,7 @@ are functions of (seed, epoch), the learning rate of the step within the recipe'
 rest.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -278,11 +279,18 @@ def _train_epoch(lanes: Sequence[_Lane], batches: "_Batches", epoch: int, rate: 
             return
 
 
+def _room(device: torch.device) -> float:
+    """The bytes of a device that images may take: of a GPU half of what is free, as networks need some too."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+
+
 class _Batches:
-    """The training images, on the device, in the order and with the changes that (seed, epoch) give."""
+    """The training images in the order and with the changes that (seed, epoch) give, on the device; those that would
+    fill it are sent there batch by batch."""
 
     def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
-        self._images, self._labels = on_device(data.images, device), on_device(data.labels, device)
+        home = torch.device("cpu") if data.images.nbytes > _room(device) else device
+        self._images, self._labels = on_device(data.images, home), on_device(data.labels, device)
         self._label_N, self._class_counts = on_device(data.labels, torch.device("cpu")), data.class_counts()
         self._recipe, self.seed, self.device = recipe, seed, device
         self.steps = epoch_steps(recipe, self._class_counts)
@@ -291,6 +299,6 @@ class _Batches:
         """Float images and labels of each batch; what does not fill a batch is left out."""
         generator = random_stream(self.seed, BATCHES, epoch)
         batches = epoch_batches(self._label_N, self._recipe, self._class_counts, generator)
-        for index in batches.to(self.device):
-            images_NKHW = augment(as_float(self._images.index_select(0, index)), self._recipe.augmentation, generator)
-            yield images_NKHW, self._labels[index]
+        for at_home, index in zip(batches.to(self._images.device), batches.to(self.device), strict=True):
+            images_NKHW = as_float(self._images.index_select(0, at_home).to(self.device))
+            yield augment(images_NKHW, self._recipe.augmentation, generator), self._labels[index]

@@ -1,6 +1,7 @@
 """Error curves and cosines of a comparison: against its own scores, with trainings that diverged, and without any."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from analysis.comparison import SCORES, WINNER, Results
 from analysis.comparison_curves import cosines_of, drawable, errors_of, thresholds_of
 from analysis.comparison_page import comparison_html
-from analysis.comparison_plots import forest_figure, seeds_figure
+from analysis.comparison_plots import forest_figure, seeds_figure, side_by_side
 from analysis.tables import score_title
 from tests.analysis.comparisons import ENTRANTS, write_compared
 from trainers.recipe import RewardMetric
@@ -39,6 +40,32 @@ def test_rates_without_thirty_false_accepts_are_marked(compared: Results) -> Non
     assert table["far"].min() >= 1 / impostors
     assert (table["resolved"] == (np.floor(table["far"] * impostors) >= 30)).all()
     assert set(table["resolved"]) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"clusters": 19}, "The intervals resample 19 identities: over fewer than 20 they are rough"),
+        ({"unused_images": 1000}, "Of the test split 160 of 1,160 images were scored, of whole classes: data.max_test"),
+    ],
+)
+def test_weak_tests_are_remarked_upon(compared: Results, changed: dict[str, int], said: str) -> None:
+    weaker = replace(compared, opened=compared.opened.model_copy(update=changed))
+    plain = compared.remarks()
+    assert [remark[: len(said)] for remark in weaker.remarks() if remark not in plain] == ([said] if said else [])
+
+
+def test_a_tested_score_of_few_false_accepts_is_remarked_upon(tmp_path: Path) -> None:
+    weak = Results.read(write_compared(tmp_path, metric="tar_at_far_1e-4"))
+    assert any("rests on fewer than 30 false accepts" in remark for remark in weak.remarks())
+
+
+def test_equal_costs_are_drawn_beside_one_another_and_near_their_own() -> None:
+    places = np.array(side_by_side([12_000] * 28 + [400_000]))
+    assert (np.diff(places[:28]) > 0).all()
+    assert np.abs(np.log10(places / ([12_000] * 28 + [400_000]))).max() < 0.04 * np.log10(400 / 12) + 1e-9
+    assert places[28] == pytest.approx(400_000)
 
 
 def test_histograms_sum_to_one_and_thresholds_leave_their_share_of_impostors_above(compared: Results) -> None:

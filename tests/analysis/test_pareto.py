@@ -1,5 +1,11 @@
 """The Pareto set of a search for several objectives."""
 
+import json
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures import MAX_MARKS
 from analysis.ledger import Ledger
 from analysis.pareto import objectives_of, pareto_figure, pareto_of
 from analysis.report import report_html
@@ -50,6 +56,24 @@ def test_the_report_shows_it_only_for_several_objectives() -> None:
     assert 'id="pareto"' not in report_html(journal(OBJECTIVES[:1]), journal_digest="0")
     drawn = pareto_figure(pareto_of(Ledger.of(events)), objectives_of(Ledger.of(events)))
     assert drawn.label == "4 of 6 trials are not beaten in reward and seconds at once"
+    assert [trace["mode"] for trace in json.loads(drawn.plot)["data"]] == ["markers", "lines+markers"]
+
+
+def test_a_front_of_three_objectives_names_them_and_is_not_joined() -> None:
+    ledger = Ledger.of(journal([*OBJECTIVES, {"metric": "images", "direction": "minimize"}]))
+    drawn = pareto_figure(pareto_of(ledger), objectives_of(ledger))
+    assert drawn.label == "4 of 6 trials are not beaten in reward, seconds and images at once"
+    assert [trace["mode"] for trace in json.loads(drawn.plot)["data"]] == ["markers", "markers"]
+
+
+def test_of_many_beaten_trials_those_near_the_front_are_drawn() -> None:
+    objectives = {"val/eer": "minimize", "seconds": "minimize"}
+    count = 2 * MAX_MARKS
+    trials = pd.DataFrame({"number": range(count), "loss": "", "val/eer": np.linspace(0.1, 0.5, count), "seconds": 1.0})
+    drawn = pareto_figure(trials.assign(on_front=trials["number"] == 0), objectives)
+    others = json.loads(drawn.plot)["data"][0]["y"]
+    assert len(others) == MAX_MARKS
+    assert max(others[: MAX_MARKS // 2]) < 0.25
 
 
 def test_without_outcomes_it_says_so() -> None:

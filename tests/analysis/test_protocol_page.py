@@ -25,6 +25,12 @@ def test_the_roc_is_drawn_over_log_far_with_its_band() -> None:
     assert plot["layout"]["xaxis"]["type"] == "log"
 
 
+def test_tables_name_the_rates_as_the_axes_do() -> None:
+    for figure in (roc_figure, det_figure):
+        table = figure({"all": curve(0.3, 0.6, 1.0)}, ("FPIR", "TPIR")).table
+        assert list(table) == ["FPIR", "TPIR", "low", "high", "curve"]
+
+
 def test_the_det_is_drawn_on_normal_deviates_without_what_has_none() -> None:
     plot = json.loads(det_figure({"all": curve(0.0, 0.3, 0.6, 1.0)}, FAR_TAR).plot)
     band, line = plot["data"]

@@ -1,11 +1,13 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import finals_table, search_totals, write_report
@@ -20,7 +22,7 @@ from analysis.verdict import headline_numbers
 from lfs.journal import FILE_NAME, Asked, Event, Examined, Finished, JournalError, Told
 from lfs.trial import Role, Trial
 from search_space import LossSchedule, catalog
-from tests.analysis.journals import BASELINES, failed, outcome, search_journal, started, write_journal
+from tests.analysis.journals import BASELINES, failed, outcome, sampled_journal, search_journal, started, write_journal
 
 SECTIONS = (
     *("verdict", "health", "history", "controller", "leaderboard"),
@@ -68,6 +70,43 @@ def test_the_verdict_states_what_it_does_not_show() -> None:
     assert "Compute is not equal: the search saw 424,000 training images" in words
     assert "Collapsed, so its scores say little: p2sgrad" in words
     assert "best of 35: optimistic" in words
+    assert "its score there is optimistic. So is its reward, by which the search chose what goes on." in words
+
+
+def test_only_a_search_that_goes_on_by_reward_has_an_optimistic_reward() -> None:
+    candidates = [LossSchedule.constant(catalog.cosface(margin=0.1 * k)) for k in range(5)]
+    words = words_of(page_of(sampled_journal(candidates)))
+    assert "its score there is optimistic." in words
+    assert "So is its reward" not in words
+
+
+@pytest.mark.parametrize(("level", "said"), [(0.9, "as when a search fits its reward"), (0.2, "does not tell whether")])
+def test_a_choice_score_that_keeps_up_is_no_sign_as_it_was_picked(level: float, said: str) -> None:
+    """The winner's reward alone is raised or lowered."""
+    winner = next(event.winner for event in WHOLE if isinstance(event, Finished))
+    events: list[Event] = [
+        event.model_copy(update={"outcome": replace(event.outcome, reward=level)})
+        if isinstance(event, Told) and event.trial == winner
+        else event
+        for event in WHOLE
+    ]
+    assert said in words_of(page_of(events))
+
+
+def test_a_search_that_goes_on_has_neither_ended_early_nor_without_a_winner() -> None:
+    early = words_of(page_of(WHOLE[:20]))
+    assert "The leader so far is trial" in early
+    assert "ended before its horizon" not in early
+    assert "No trial of the search has reached the horizon with a reward yet" in words_of(page_of(WHOLE[:10]))
+
+
+@pytest.mark.parametrize(
+    ("images", "written"),
+    [(999, "999"), (1000, "1 k"), (999_499, "999 k"), (999_600, "1 M"), (999_700_000, "1 G"), (424_000, "424 k")],
+)
+def test_tiles_give_counts_three_digits_and_a_unit(images: int, written: str) -> None:
+    totals = pd.DataFrame({"role": ["search", "baseline", "total"], "trials": 1, "failed": 0, "images": images})
+    assert headline_numbers(totals, seconds=1.0)["images, search"] == written
 
 
 def test_a_search_that_ended_before_its_horizon_says_that_baselines_were_trained_for_longer() -> None:

@@ -68,6 +68,14 @@ def test_pressing_a_heading_sorts_the_trials(browser_page: Page, report: Path) -
     heading.press("Enter")
     assert numbers.first.inner_text() == "42"
     assert browser_page.locator("#trials th[aria-sort=descending]").count() == 1
+    headings = browser_page.locator("#trials th").all_inner_texts()
+    place = next(index for index, text in enumerate(headings) if text.startswith("choice"))
+    column = browser_page.locator(f"#trials tbody tr td:nth-child({place + 1})")
+    for _ in range(2):
+        browser_page.locator("#trials th button").nth(place).click()
+        assert column.last.inner_text() == "–"  # of the trial that failed
+    scores = [float(text) for text in column.all_inner_texts()[:-1]]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_a_samplers_choices_and_numbers_are_drawn_and_no_words_lie_on_others(

@@ -37,6 +37,7 @@ CONFIGS = {
     "a key twice": ("seed = 1\nseed = 2", ["run.toml", "not valid TOML"]),
     "unknown key at the top": ("sed = 1", ["'sed'", "did you mean 'seed'?"]),
     "unknown key in a table": ("[search]\nbatc = 4", ["'search.batc'", "did you mean 'batch'?"]),
+    "unknown key in the finals": ("[finals]\ncandidate = 4", ["'finals.candidate'", "did you mean 'candidates'?"]),
     "unknown key in the recipe": ("[recipe]\nwidht = 8", ["'recipe.widht'", "did you mean 'width'?"]),
     "unknown name of an augmentation": (
         '[recipe]\naugmentation = "photograph"',

@@ -48,6 +48,13 @@ def test_what_is_in_flight_when_the_budget_is_spent_is_finished() -> None:
     assert controller.summary()["images"] == 100 * len(asked)
 
 
+@pytest.mark.parametrize("slots", [1, 4, 16, 64])
+def test_the_budget_of_epochs_is_passed_by_one_training_at_most(slots: int) -> None:
+    controller = independent(Budget(epochs=3 * HORIZON_EPOCHS + 1))
+    assert sum(trial.epochs for trial in controller.ask(slots)) == min(slots, 4) * HORIZON_EPOCHS
+    assert len(controller.ask(slots)) == max(0, min(slots, 4 - slots))
+
+
 def test_a_reward_that_is_good_enough_ends_the_search() -> None:
     def rewarded(trial: Trial) -> Outcome:
         return Outcome(reward=0.1 * trial.number, seconds=0.0, images=1)

@@ -1,10 +1,14 @@
 """The checkpoint store."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lfs.checkpoints import CheckpointStore
+from lfs.errors import UnwritableError
 
 
 def filled(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -39,4 +43,22 @@ def test_the_first_named_are_kept_within_the_budget(tmp_path: Path) -> None:
 def test_a_half_written_checkpoint_is_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     (tmp_path / "000001.partial").write_bytes(b"half")
+    assert store.load(1) is None
+
+
+def test_a_full_disk_is_a_sentence_and_costs_no_other_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    store.save(0, filled(10))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UnwritableError, match=r"run cannot be written \(No space left on device\); make room, then go on"
+    ):
+        store.save(1, filled(10))
+    assert store.load(0) is not None
     assert store.load(1) is None

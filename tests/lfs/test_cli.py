@@ -220,6 +220,23 @@ def test_an_interrupted_search_resumed_ends_as_if_it_had_not_been(
     assert f"report: {run_dir / 'report.html'}\n" in done.out
 
 
+@pytest.mark.parametrize("executor", ["serial", "ray"])
+def test_a_search_begun_with_cuda_graphs_goes_on_only_where_there_is_a_gpu(
+    executor: str, finished_search: tuple[Path, Result], here: Path
+) -> None:
+    run_dir = here / "runs" / "cut"
+    run_dir.mkdir(parents=True)
+    lines = (finished_search[0] / FILE_NAME).read_bytes().splitlines(keepends=True)
+    assert lines[0].count(b'"execution":"eager"') == 2  # of the config, and of what was measured
+    measured = lines[0].rpartition(b'"execution":"eager"')
+    begun = b'"execution":"cuda_graph"'.join([measured[0], measured[2]]) + b"".join(lines[1 : len(lines) // 2])
+    (run_dir / FILE_NAME).write_bytes(begun)
+    done = lossearch("resume", run_dir, f"--set=executor.kind={executor}")
+    assert done.code == 2
+    assert "'cuda_graph' needs a GPU, but the workers have none" in done.err
+    assert (run_dir / FILE_NAME).read_bytes() == begun
+
+
 def test_report_writes_the_page_of_an_unfinished_run(finished_search: tuple[Path, Result], here: Path) -> None:
     lines = (finished_search[0] / FILE_NAME).read_bytes().splitlines(keepends=True)
     (here / FILE_NAME).write_bytes(b"".join(lines[:5]))

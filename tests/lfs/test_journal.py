@@ -1,9 +1,12 @@
 """The journal on disk."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from lfs.errors import UnwritableError
 from lfs.journal import (
     FILE_NAME,
     Asked,
@@ -12,6 +15,7 @@ from lfs.journal import (
     Finished,
     Journal,
     JournalError,
+    Started,
     Told,
     comparable,
     read_events,
@@ -124,3 +128,18 @@ def test_two_like_searches_compare_equal() -> None:
 
     assert comparable(told(1.0)) == comparable(told(2.0))
     assert comparable(told(1.0)) != comparable(Told(trial=2, outcome=told(1.0).outcome))
+
+
+def test_a_full_disk_costs_the_event_and_nothing_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Journal(tmp_path) as journal:
+        journal.append(started())
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(UnwritableError, match="No space left on device"):
+                journal.append(Finished(winner=None))
+        assert len(journal) == 1
+    with Journal(tmp_path) as journal:
+        assert isinstance(next(iter(journal)), Started)

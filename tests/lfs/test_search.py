@@ -135,9 +135,17 @@ def test_resume_runs_again_only_what_is_untold_and_the_lineage_that_it_needs(tmp
 
 def test_a_checkpoint_over_the_budget_is_rebuilt_when_needed(tmp_path: Path) -> None:
     roomy = run(tmp_path / "roomy", CONTROLLERS["reinforce"](0), RecordingRunner())
-    tight = run(tmp_path / "tight", CONTROLLERS["reinforce"](0), RecordingRunner(), budget_bytes=40)
+    tight = run(tmp_path / "tight", CONTROLLERS["reinforce"](0), RecordingRunner(), budget_bytes=16)
     assert essence(tight) == essence(roomy)
     assert any(isinstance(event, Rebuilt) for event in tight)
+
+
+def test_a_round_goes_on_from_its_best_where_there_is_no_room_for_all(tmp_path: Path) -> None:
+    """Four trials a round; a checkpoint has 32 bytes. Two are needed while a round is trained: its parent's, its
+    best's."""
+    for name in ("reinforce", "random"):
+        events = run(tmp_path / name, CONTROLLERS[name](0), RecordingRunner(), budget_bytes=2 * 32)
+        assert not any(isinstance(event, Rebuilt) for event in events)
 
 
 def test_a_finished_search_stays_as_it_is(tmp_path: Path) -> None:
@@ -166,6 +174,13 @@ def test_five_identical_failures_in_a_row_stop_the_search_unfinished(tmp_path: P
     assert sum(isinstance(event, Told) for event in events) == 7
 
 
+def test_failures_that_differ_in_numbers_alone_are_alike(tmp_path: Path) -> None:
+    said = "OutOfMemoryError: GPU 0 has {} MiB free. Process {} has 3.{} GiB in use"
+    runner = RecordingRunner(failing={n: said.format(17 * n, 4000 + n, n) for n in range(2, 9)})
+    with pytest.raises(SearchStoppedError, match="5 trials in a row failed alike: OutOfMemoryError: GPU 0 has 102 MiB"):
+        run(tmp_path / "a", CONTROLLERS["with_baselines"](0), runner)
+
+
 def test_losses_that_diverge_alike_do_not_stop_the_search(tmp_path: Path) -> None:
     runner = RecordingRunner(failing=dict.fromkeys(range(2, 100), "diverged: the loss is not finite in epoch 4"))
     events = run(tmp_path / "a", CONTROLLERS["with_baselines"](0), runner)
@@ -173,7 +188,7 @@ def test_losses_that_diverge_alike_do_not_stop_the_search(tmp_path: Path) -> Non
 
 
 def test_different_failures_do_not_stop_the_search(tmp_path: Path) -> None:
-    runner = RecordingRunner(failing={number: f"failure {number}" for number in range(2, 100)})
+    runner = RecordingRunner(failing={number: f"failure {'of another kind ' * number}" for number in range(2, 100)})
     events = run(tmp_path / "a", CONTROLLERS["with_baselines"](0), runner)
     assert isinstance(events[-1], Finished)
     assert events[-1].winner is None

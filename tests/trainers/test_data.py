@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trainers import image_cache, presets
-from trainers.data import DataConfig, load_sealed_test, load_task
+from trainers.data import DataConfig, load_sealed_test, load_task, sealed_class_sizes, unused_test_images
 from trainers.formats.opening import open_images
 from trainers.image_file import UInt8Array
 from trainers.image_source import DataError
@@ -99,6 +99,21 @@ def test_validation_takes_whole_classes_up_to_its_limit(tmp_path: Path) -> None:
             DataConfig(path=write_set(tmp_path / "large", images_each=51), max_validation_images=100),
             cache_dir=tmp_path / "cache",
         )
+
+
+def test_a_comparison_takes_whole_classes_of_the_test_up_to_its_limit(tmp_path: Path) -> None:
+    """Five test classes of 24 images."""
+    folder, cache = write_set(tmp_path / "set", images_each=24), tmp_path / "cache"
+    every, capped = DataConfig(path=folder), DataConfig(path=folder, max_test_images=100)
+    whole, kept = (load_sealed_test(config, cache_dir=cache) for config in (every, capped))
+    assert np.bincount(whole.labels).tolist() == [24] * 5
+    assert np.bincount(kept.labels).tolist() == [24] * 4
+    assert {image.tobytes() for image in kept.images} < {image.tobytes() for image in whole.images}
+    assert (unused_test_images(every), unused_test_images(capped)) == (0, 24)
+    assert set(sealed_class_sizes(capped)) < set(sealed_class_sizes(every))
+    large = DataConfig(path=write_set(tmp_path / "large", images_each=101), max_test_images=100)
+    with pytest.raises(DataError, match="two classes or more within max_test_images=100, one of them"):
+        load_sealed_test(large, cache_dir=cache)
 
 
 def test_the_seed_moves_the_halves_but_never_the_test_split(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trainers import image_cache, image_copies
 from trainers.data import DataConfig, load_sealed_test, load_task
 from trainers.image_file import ImageFile, MappedImages, UInt8Array
 from trainers.image_source import DataError
-from trainers.memory import memory_bytes
+from trainers.machine import memory_bytes
 from trainers.recipe import Numerics, Recipe
 from trainers.training import train
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from search_space import LossSchedule, catalog
-from trainers import Numerics, Recipe, Task, train
+from trainers import Numerics, Recipe, Task, numerics, train
 from trainers.numerics import applied, choose, probe
 
 
@@ -27,10 +27,26 @@ def test_the_fastest_is_chosen_but_bfloat16_only_when_it_is_clearly_faster() -> 
 def test_probe_measures_with_the_given_threads_and_restores_them(toy_task: Task) -> None:
     before = torch.get_num_threads()
     rng = torch.get_rng_state()
-    numerics = probe(toy_task, Recipe(width=4, batch_size=4), threads=1)
-    assert numerics.threads == 1
+    found = probe(toy_task, Recipe(width=4, batch_size=4), threads=1)
+    assert found.threads == 1
     assert torch.get_num_threads() == before
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize(("bfloat16_seconds", "steps"), [(2.9, 4), (3.1, 2)])
+def test_emulated_bfloat16_is_not_probed_with_whole_batches(
+    bfloat16_seconds: float, steps: int, toy_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    def timed(step: numerics._Step) -> float:
+        batches.append(len(step._images))
+        return bfloat16_seconds if step._numerics.dtype == "bfloat16" else 1.0
+
+    monkeypatch.setattr(numerics._Step, "seconds", timed)
+    assert probe(toy_task, Recipe(width=4, batch_size=16)).dtype == "float32"
+    assert [size for size in batches if size == 16] == [16] * steps  # longer than two seconds together: once each
+    assert [size for size in batches if size != 16] == [2] * 4
 
 
 def test_cuda_graphs_without_a_gpu_are_refused_with_the_reason(toy_task: Task) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from search_space import LossSchedule, LossSpec, catalog
-from trainers import FARS, LabelledImages, Numerics, Outcome, Recipe, Task, train
+from trainers import FARS, LabelledImages, Numerics, Outcome, Recipe, Task, train, training
 from trainers.checkpoint import pack, unpack
 from trainers.evaluation import embeddings
 from trainers.learner import Learner
+from trainers.recipe import AUGMENTATIONS
 from trainers.verification import verification
 
 RECIPE = Recipe(width=4, embedding_dim=16, batch_size=32, horizon_epochs=6, reward="rank1")
@@ -54,6 +55,25 @@ def test_training_learns_to_tell_unseen_identities_apart(loss: LossSpec, toy_tas
     assert outcome.reward == outcome.metrics["reward/rank1"] > 0.9
     losses = [row["train/loss"] for row in outcome.history]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_images_that_would_fill_a_device_are_sent_to_it_batch_by_batch(
+    toy_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device here holds nothing, so that what is sent there must say so."""
+    device = torch.device("meta")
+    images = toy_task.train.images.nbytes
+    for room, home in ((images - 1, "cpu"), (images, "meta")):
+        monkeypatch.setattr(training, "_room", lambda _, room=room: room)
+        batches = training._Batches(toy_task.train, RECIPE, 0, device)
+        assert batches._images.device.type == home
+    monkeypatch.setattr(training, "_room", lambda _: 0)
+    sent = next(
+        training._Batches(
+            toy_task.train, RECIPE.model_copy(update={"augmentation": AUGMENTATIONS["none"]}), 0, device
+        ).of(0)
+    )
+    assert [each.device.type for each in sent] == ["meta", "meta"]
 
 
 @pytest.mark.parametrize("network", ["conv4", "resnet"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from trainers.formats.arrow_tables import Texts, csv_line, read_csv_texts
 from trainers.formats.pair_sets import read_pairs
@@ -165,7 +165,8 @@ def evaluate_listed_pairs(
     A pair is accepted when its cosine lies strictly above the threshold. `accuracy` is the mean over folds under the
     exact threshold that suits the other folds best (no grid of thresholds), its interval Student's t over folds; with
     fewer than two folds it is left out. The others are over all pairs together; their intervals resample folds, whole,
-    or where there are fewer than five, genuine and impostor pairs each on their own. One genuine pair has TAR 0 or 1
+    and are as much wider as so few demand, or where there are fewer than five, genuine and impostor pairs each on
+    their own. One genuine pair has TAR 0 or 1
     and an interval of no width. Raises `DataError` where there is no genuine or no impostor pair.
     """
     genuine, impostors = int(pairs.genuine_P.sum()), int((~pairs.genuine_P).sum())
@@ -175,9 +176,13 @@ def evaluate_listed_pairs(
     roc, known = Roc.of(score_P, pairs.genuine_P), resolved(fars, impostors)
     folds = len(np.unique(pairs.fold_P))
     by_fold = folds >= _FEWEST_FOLDS
+    widening = _widening(folds) if by_fold else 1.0
     drawn = _resampled(score_P, pairs, by_fold, resamples, rng)
     sampled = drawn.scores(known)
-    measures = {name: Measure.sampled(float(value[0]), sampled[name]) for name, value in roc.scores(known).items()}
+    measures = {
+        name: Measure.sampled(float(value[0]), sampled[name], widening=widening)
+        for name, value in roc.scores(known).items()
+    }
     notes = [f"intervals resample {'folds' if by_fold else 'pairs'}", *few_accepts("FAR", fars, impostors)]
     if folds > 1:
         accuracy, note = _accuracy(accuracy_by_fold(score_P, pairs.genuine_P, pairs.fold_P))
@@ -189,8 +194,17 @@ def evaluate_listed_pairs(
         counts={"genuine pairs": genuine, "impostor pairs": impostors, "folds": folds},
         measures=measures,
         notes=notes,
-        curve=Curve.sampled(roc, drawn, impostors),
+        curve=Curve.sampled(roc, drawn, impostors, widening=widening),
     )
+
+
+def _widening(folds: int) -> float:
+    """By how much a bootstrap over few folds is too narrow: √(n/(n−1)) for the variance, t/z for not knowing it.
+
+    Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 4.4.
+    """
+    tail = 1 - LEVEL / 2
+    return float(np.sqrt(folds / (folds - 1)) * stdtrit(folds - 1, tail) / ndtri(tail))
 
 
 def _accuracy(accuracy_F: Floats) -> tuple[Measure, str]:

@@ -39,9 +39,9 @@ class Measure:
         return cls(value=value, low=min(float(low), value), high=max(float(high), value))
 
     @classmethod
-    def sampled(cls, value: float, sampled_B: Floats) -> "Measure":
+    def sampled(cls, value: float, sampled_B: Floats, *, widening: float = 1.0) -> "Measure":
         """The same of a number's approximations: the first one of everything, the others of the resamples."""
-        return cls.moved(value, sampled_B[1:] - sampled_B[0])
+        return cls.moved(value, widening * (sampled_B[1:] - sampled_B[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,12 @@ class Curve:
         return cls(far=far_F, tar=tar_F, low=np.minimum(low_F, tar_F), high=np.maximum(high_F, tar_F))
 
     @classmethod
-    def sampled(cls, exact: Roc, drawn: Roc, impostors: int) -> "Curve":
+    def sampled(cls, exact: Roc, drawn: Roc, impostors: int, *, widening: float = 1.0) -> "Curve":
         """The exact curve at the rates that so many impostors resolve; the first column of `drawn` is of everything."""
         fars = resolved(CURVE_FARS, impostors)
         tar_F = np.array([exact.tar_at(far)[0] for far in fars])
         drawn_FB = np.array([drawn.tar_at(far) for far in fars]).reshape(len(fars), -1)
-        return cls.moved(np.array(fars), tar_F, drawn_FB[:, 1:] - drawn_FB[:, :1])
+        return cls.moved(np.array(fars), tar_F, widening * (drawn_FB[:, 1:] - drawn_FB[:, :1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
