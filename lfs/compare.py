@@ -28,7 +28,7 @@ from lfs.runner import default_device
 from lfs.search import Past, replay, search
 from lfs.sources import versions
 from trainers.checkpoint import network_only
-from trainers.data import load_sealed_test, sealed_class_sizes, unused_test_images
+from trainers.data import load_sealed_test, unused_test_images
 from trainers.evaluation import embeddings
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
@@ -118,8 +118,9 @@ class _Test:
         config = self._launch.config.data
         run_dir = self._folder.parent.parent
         with data_refusals():
-            sealed = load_sealed_test(config, cache_dir=workspace_of(run_dir) / "cache")
-        cluster_N = clusters_of(list(sealed_class_sizes(config)))[sealed.labels]
+            test = load_sealed_test(config, cache_dir=workspace_of(run_dir) / "cache")
+        sealed = test.part
+        cluster_N = clusters_of(test.names)[sealed.labels]
         if not any(isinstance(event, Opened) for event in self._journal):
             self._record(_opened(sealed, cluster_N, run_dir, unused_test_images(config)), on_event)
         # the run's search names the resamples, so that they are known before the test is opened

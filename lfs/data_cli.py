@@ -209,7 +209,7 @@ def check(
     with data_refusals():
         opened = open_images(path)
         with _progress("looking at the images", len(opened.names(opened.files))) as advance:
-            found, damaged = repeats(opened, on_image=advance)
+            found, damaged, passed_over = repeats(opened, on_image=advance)
     by_splits = between_splits(found, opened)
     table = Table("splits", "same bytes", "same pixels", "nearly the same", box=None, pad_edge=False)
     across = []
@@ -222,6 +222,8 @@ def check(
     out.print(table)
     out.print(f"images that cannot be decoded: {len(damaged):,}")
     _show_some(damaged)
+    if passed_over:
+        out.print(f"images that look like too many others for near repeats of them to be found: {passed_over:,}")
     out.print(f"images of one split that are in another: {len(across):,}")
     _show_some([f"{repeat.first} = {repeat.second} ({repeat.kind})" for repeat in across])
     if checkpoint is not None or embeddings is not None:

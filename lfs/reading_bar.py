@@ -1,6 +1,6 @@
 """What is shown while the data are read: a spinner, a bar while images are decoded, and then what was left out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,13 +34,18 @@ def reading(console: Console) -> Iterator[OnDecoded]:
 def say_what_is_left_out(console: Console, task: Task) -> None:
     """A sentence about the images that cannot be decoded and one about the validation images that are too many; nothing
     where there are none."""
-    if names := task.damaged:
-        more = ", ..." if len(names) > _SHOWN else ""
-        shown = ", ".join(names[:_SHOWN])
-        console.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)
+    say_damaged(console, task.damaged)
     if task.unscored:
         scored = len(task.reward.labels) + len(task.choice.labels)
         console.print(
             f"validation takes {scored:,} of {scored + task.unscored:,} images: data.max_validation_images",
             soft_wrap=True,
         )
+
+
+def say_damaged(console: Console, names: Sequence[str]) -> None:
+    """A sentence about the images that cannot be decoded; nothing where there are none."""
+    if names:
+        more = ", ..." if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        console.print(f"images that cannot be decoded and are left out: {len(names):,} ({shown}{more})", soft_wrap=True)

@@ -124,6 +124,8 @@ def embed(
     Where the network was trained on mirrored images there is also flipped, the embeddings of those.
     """
     from lfs.embedding import embed_set
+    from lfs.reading_bar import say_damaged
 
-    images = embed_set(network, data, output, split=split)
+    images, damaged = embed_set(network, data, output, split=split)
+    say_damaged(out, damaged)
     out.print(f"written: {output} ({images:,} images)", soft_wrap=True)

@@ -73,7 +73,7 @@ def load_task(config: DataConfig, *, cache_dir: Path, on_decoded: OnDecoded = la
 
 
 def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
-    """How many images each test class has, in the order of `load_sealed_test`'s labels; no image is read.
+    """How many images each test class has; no image is read.
 
     Raises `DataError` when there is no test split that gives pairs.
     """
@@ -82,12 +82,14 @@ def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
         return {f"glyph{index:03d}": style.held_out_images_each for index in range(style.held_out_identities)}
     sizes = _test_split(config.path)
     kept = _capped(list(sizes), sizes, config.max_test_images, salt="test")
-    if len(kept) < 2 or max(sizes[name] for name in kept) < 2:
-        capped = f" within max_test_images={config.max_test_images}" if len(kept) < len(sizes) else ""
-        raise DataError(
-            f"the test split of {config.path} needs two classes or more{capped}, one of them with two images"
-        )
-    return {name: sizes[name] for name in kept}
+    capped = f" within max_test_images={config.max_test_images}" if len(kept) < len(sizes) else ""
+    _refuse_without_pairs(found := {name: sizes[name] for name in kept}, config.path, capped)
+    return found
+
+
+def _refuse_without_pairs(sizes: Mapping[str, int], path: Path, among: str) -> None:
+    if len(sizes) < 2 or max(sizes.values()) < 2:
+        raise DataError(f"the test split of {path} needs two classes or more{among}, one of them with two images")
 
 
 def unused_test_images(config: DataConfig) -> int:
@@ -103,14 +105,24 @@ def _test_split(path: Path) -> dict[str, int]:
     return {name: len(source.files[name]) for name in source.classes("test")}
 
 
-def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
-    """The test images of `config`, as large and as coloured as its task's: for `compare` alone.
+@dataclass(frozen=True, slots=True)
+class SealedTest:
+    """The test images, and the names of the classes that their labels count."""
+
+    part: LabelledImages
+    names: Sequence[str]
+
+
+def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> SealedTest:
+    """The test images of `config`, as large and as coloured as its task's, without classes of which every image is
+    damaged: for `compare` alone.
 
     Raises `DataError` when there is no test split that gives pairs.
     """
     classes = list(sealed_class_sizes(config))
     if config.path is None:
-        return glyphs("test", seed=config.seed, image_size=config.image_size or presets.image_size("drawing"))
+        size = config.image_size or presets.image_size("drawing")
+        return SealedTest(glyphs("test", seed=config.seed, image_size=size), classes)
     _, channels, image_size, _ = _decode_task(config, config.path, cache_dir).file.images().shape
     colour: Colour = "grey" if channels == 1 else "rgb"
     source = open_images(config.path)
@@ -123,9 +135,10 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> LabelledImages:
         corrupt_share=config.corrupt_share,
     )
     left = _without(source, test.damaged)
-    if lost := [name for name in classes if name not in left.files]:
-        raise DataError(f"all images of the test class '{lost[0]}' of {config.path} are damaged; repair or remove them")
-    return _labelled(test.file, _labels(left, classes), mapped=_exceeds_memory_share(test.file, config))
+    names = [name for name in classes if name in left.files]
+    _refuse_without_pairs({name: len(left.files[name]) for name in names}, config.path, ", without damaged images")
+    part = _labelled(test.file, _labels(left, names), mapped=_exceeds_memory_share(test.file, config))
+    return SealedTest(part, names)
 
 
 def decode_sealed_test(config: DataConfig, *, cache_dir: Path) -> None:

@@ -142,14 +142,17 @@ def embeddings(
     network.load_state_dict({name.removeprefix(NETWORK): tensor for name, tensor in tensors.items()})
     embed = partial(run, placed(network.eval(), numerics, place), numerics=numerics)
     with applied(numerics), torch.no_grad():
-        embeddings_ND: npt.NDArray[np.float32] = in_batches(embed, on_device(images_NKHW, place)).numpy()
+        embeddings_ND: npt.NDArray[np.float32] = in_batches(
+            embed, on_device(images_NKHW, torch.device("cpu")), place
+        ).numpy()
     return embeddings_ND
 
 
-def in_batches(embed: Callable[[Tensor], Tensor], images_NKHW: Tensor) -> Tensor:
-    """Embeddings of uint8 images, N×D on the CPU."""
-    batches = torch.split(images_NKHW, _BATCH[images_NKHW.device.type])
-    return torch.cat([embed(as_float(batch)) for batch in batches]).cpu()
+def in_batches(embed: Callable[[Tensor], Tensor], images_NKHW: Tensor, device: torch.device | None = None) -> Tensor:
+    """Embeddings of uint8 images, N×D on the CPU; made on `device`, by default where the images are."""
+    place = device or images_NKHW.device
+    batches = torch.split(images_NKHW, _BATCH[place.type])
+    return torch.cat([embed(as_float(batch.to(place))) for batch in batches]).cpu()
 
 
 def _mean_cosine(embeddings_ND: Tensor) -> float:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,9 @@ def decode(
 
     Raises `DataError` for more damaged images than that, naming the first, and for a cache that cannot be used.
     """
-    recipe = [_DECODER_VERSION, image_size, colour, source.fingerprints(names)]
+    fingerprints = source.fingerprints(names)
+    unreadable = {name for name, size, _ in fingerprints if size < 0}
+    recipe = [_DECODER_VERSION, image_size, colour, fingerprints]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     target = cache_dir / digest
     try:
@@ -69,7 +71,8 @@ def decode(
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(cache_dir / f"{digest}.lock"):
                 if not target.exists():
-                    _build(source, names, target, image_size=image_size, colour=colour, on_decoded=on_decoded)
+                    decode_one = partial(_decoded_or_error, unreadable, image_size=image_size, colour=colour)
+                    _build(source, names, target, decode_one, image_size=image_size, on_decoded=on_decoded)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -77,12 +80,13 @@ def decode(
         ) from error
     file = ImageFile.of(target)
     damaged = file.damaged()
-    _refuse_damaged(damaged, len(names), corrupt_share, source.path)
+    refuse_damaged(damaged, len(names), corrupt_share, source.path)
     file.verify()
     return DecodedImages(file=file, damaged=damaged)
 
 
-def _refuse_damaged(damaged: Mapping[str, str], images: int, share: float, path: Path) -> None:
+def refuse_damaged(damaged: Mapping[str, str], images: int, share: float, path: Path) -> None:
+    """Raises `DataError` where more than this share of the images is damaged, naming the first."""
     if len(damaged) <= share * images:
         return
     reasons = [reason.removesuffix(_REPAIR) for reason in itertools.islice(damaged.values(), _SHOWN)]
@@ -94,17 +98,22 @@ def _refuse_damaged(damaged: Mapping[str, str], images: int, share: float, path:
 
 
 def _build(
-    source: ImageSource, names: Sequence[str], target: Path, *, image_size: int, colour: Colour, on_decoded: OnDecoded
+    source: ImageSource,
+    names: Sequence[str],
+    target: Path,
+    decode_one: Callable[[Reader, str], UInt8Array | DataError],
+    *,
+    image_size: int,
+    on_decoded: OnDecoded,
 ) -> None:
     """Decode the named images into the folder `target`, or go on with what is there of it.
 
     Where a coloured image is the first one after blocks of grey ones, all are decoded anew.
     """
     with ImageFileWriter(target, image_size) as writer, source.reader() as read:
-        decode_one = partial(_decoded_or_error, read, image_size=image_size, colour=colour)
         channels = writer.channels or 1
         while writer.asked < len(names):
-            for block in _in_blocks(decode_one, names[writer.asked :]):
+            for block in _in_blocks(partial(decode_one, read), names[writer.asked :]):
                 images = [image for image in block.values() if not isinstance(image, DataError)]
                 channels = 3 if any(image.ndim == 3 for image in images) else channels
                 if writer.channels not in (None, channels):
@@ -116,9 +125,19 @@ def _build(
         writer.finish()
 
 
-def _decoded_or_error(read: Reader, name: str, *, image_size: int, colour: Colour) -> UInt8Array | DataError:
+def _decoded_or_error(
+    unreadable: Container[str], read: Reader, name: str, *, image_size: int, colour: Colour
+) -> UInt8Array | DataError:
+    """Raises `DataError` where the disk or the network fails for an image that could be read a moment ago: the cache
+    would keep it as damaged for ever."""
     try:
-        return decode_image(read(name), name, image_size=image_size, colour=colour)
+        content = read(name)
+    except DataError as error:
+        if name not in unreadable and isinstance(error.__cause__, OSError) and error.__cause__.errno:
+            raise DataError(f"{error}, or try again: it could be read a moment ago") from error
+        return error
+    try:
+        return decode_image(content, name, image_size=image_size, colour=colour)
     except DataError as error:
         return error
 
@@ -143,6 +162,8 @@ def decode_image(content: bytes, name: str, *, image_size: int | None, colour: C
     try:
         with Image.open(io.BytesIO(content)) as opened:
             upright = _eight_bit(ImageOps.exif_transpose(opened), opened.format)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes can make a decoder raise anything
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} is not an image or is damaged ({reason}){_REPAIR}") from error

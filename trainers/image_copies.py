@@ -1,5 +1,6 @@
 """A file of decoded images brought to a machine that does not have it, in pieces, once for all its processes."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from trainers.image_file import FILE_NAMES, ImageFile
+from trainers.image_source import DataError
 
 CACHE_VARIABLE = "LOSSEARCH_CACHE"
 """The environment variable with the folder for copies; by default one of the user's among the temporary files."""
@@ -37,7 +39,9 @@ def copy_of(file: ImageFile, read: ReadPiece) -> ImageFile:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(cache / f"{file.key}.lock"):
         if copy.is_here():
-            return copy
+            with contextlib.suppress(DataError):  # it was torn by a power cut
+                copy.verify()
+                return copy
         partial = copy.folder.with_suffix(".partial")
         for leftover in (partial, copy.folder):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -53,3 +57,5 @@ def _copy(target: Path, name: str, read: ReadPiece) -> None:
     with target.open("wb") as file:
         while content := read(name, file.tell()):
             file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

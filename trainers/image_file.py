@@ -7,6 +7,7 @@ process that takes up what a killed one has left goes on after the last such blo
 """
 
 import io
+import json
 import math
 import os
 import zlib
@@ -19,7 +20,6 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
-from pydantic import ValidationError
 
 from search_space.frozen import FrozenModel
 from trainers.image_source import DataError
@@ -117,8 +117,8 @@ class MappedImages(LabelledImages):
 def _manifest(folder: Path) -> tuple[bytes, _Manifest]:
     try:
         content = (folder / _MANIFEST_NAME).read_bytes()
-        return content, _Manifest.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+        return content, _Manifest.model_validate(json.loads(content))
+    except (OSError, ValueError) as error:
         raise _damaged(folder, f"{_MANIFEST_NAME}: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -180,7 +180,7 @@ class ImageFileWriter:
             _write_header(self._array, self._shape())
         self._array.write(batch_NCHW.data)
         _to_disk(self._array)
-        self._log.write(self._blocks[-1].model_dump_json().encode() + b"\n")
+        self._log.write(_as_json(self._blocks[-1]) + b"\n")
         _to_disk(self._log)
 
     def start_over(self) -> None:
@@ -201,7 +201,7 @@ class ImageFileWriter:
         _write_header(self._array, manifest.shape)
         _to_disk(self._array)
         with (self._partial / _MANIFEST_NAME).open("wb") as file:
-            file.write(manifest.model_dump_json().encode())
+            file.write(_as_json(manifest))
             _to_disk(file)
         (self._partial / _LOG_NAME).unlink()
         self._partial.rename(self._target)
@@ -234,9 +234,14 @@ class ImageFileWriter:
 def _block(line: bytes) -> _Block | None:
     """The block of a line of the log, None for a torn one."""
     try:
-        return _Block.model_validate_json(line) if line.endswith(b"\n") else None
-    except ValidationError:
+        return _Block.model_validate(json.loads(line)) if line.endswith(b"\n") else None
+    except ValueError:
         return None
+
+
+def _as_json(model: FrozenModel) -> bytes:
+    """In ASCII: a file's name may not be in UTF-8, which pydantic's own JSON refuses."""
+    return json.dumps(model.model_dump()).encode("ascii")
 
 
 def _for_update(path: Path) -> IO[bytes]:

@@ -2,18 +2,19 @@
 
 A picture is reduced to a grey thumbnail. Thumbnails whose signs of horizontal differences (a difference hash of 64
 bits) differ in at most `_MOST_BITS` places are candidates, found by equal bands of the hash: of 4 bands one at least is
-equal then, so none is missed. A candidate counts if its thumbnails correlate by at least `ALIKE`.
+equal then. Images whose hashes are all alike (blank ones, say) are passed over and counted; no other is missed. A
+candidate counts if its thumbnails correlate by at least `ALIKE`.
 
 N images, S side of a thumbnail.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,10 @@ _SIDE = 32
 _HASH_SIDE = 8
 _BANDS = 4
 _MOST_BITS = _BANDS - 1
-_MOST_IN_BAND = 200
-"""A band that so many images share says nothing about any of them (blank ones, say), and is passed over."""
+_MOST_ALIKE = 100
+"""An image whose hash so many others are near to, within one band, is not told from them by it."""
+_ROWS = 256
+"""Hashes that are held against all others of a band at once."""
 
 Kind = Literal["bytes", "pixels", "nearly"]
 
@@ -52,8 +55,16 @@ class _Look:
     thumbnail: npt.NDArray[np.uint8]
 
 
-def repeats(source: ImageSource, *, on_image: OnImage = lambda _: None) -> tuple[list[Repeat], list[str]]:
-    """The images that repeat others, and those that cannot be decoded. Nothing is changed."""
+class Repeats(NamedTuple):
+    """The images that repeat others, those that cannot be decoded, and how many look like too many others."""
+
+    found: list[Repeat]
+    damaged: list[str]
+    passed_over: int
+
+
+def repeats(source: ImageSource, *, on_image: OnImage = lambda _: None) -> Repeats:
+    """The images that are there more than once. Nothing is changed."""
     names = source.names(source.files)
     with source.reader() as read, ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
 
@@ -64,7 +75,8 @@ def repeats(source: ImageSource, *, on_image: OnImage = lambda _: None) -> tuple
 
         looks = dict(zip(names, pool.map(look, names), strict=True))
     seen = {name: each for name, each in looks.items() if each is not None}
-    return list(_pairs(list(seen), list(seen.values()))), [name for name, each in looks.items() if each is None]
+    found, passed_over = _pairs(list(seen), list(seen.values()))
+    return Repeats(found, [name for name, each in looks.items() if each is None], passed_over)
 
 
 def between_splits(found: Sequence[Repeat], source: ImageSource) -> dict[tuple[Split, Split], list[Repeat]]:
@@ -88,22 +100,27 @@ def _look(read: Reader, name: str) -> _Look | None:
     return _Look(*hashes, np.asarray(grey))
 
 
-def _pairs(names: Sequence[str], looks: Sequence[_Look]) -> Iterator[Repeat]:
-    """Each image with the first one that it is equal to, and each pair of distinct ones that are nearly so."""
+def _pairs(names: Sequence[str], looks: Sequence[_Look]) -> tuple[list[Repeat], int]:
+    """Each image with the first one that it is equal to, and each pair of distinct ones that are nearly so; and how
+    many were passed over."""
+    found: list[Repeat] = []
     distinct: dict[bytes, int] = {}
     for number, each in enumerate(looks):
         first = distinct.setdefault(each.pixels, number)
         if first != number:
-            yield Repeat(names[first], names[number], "bytes" if looks[first].content == each.content else "pixels")
+            kind: Kind = "bytes" if looks[first].content == each.content else "pixels"
+            found.append(Repeat(names[first], names[number], kind))
     if not distinct:
-        return
+        return found, 0
     numbers = list(distinct.values())
     thumbnail_NP = np.stack([looks[number].thumbnail for number in numbers]).reshape(len(numbers), -1)
     unit_NP = thumbnail_NP - thumbnail_NP.mean(axis=1, keepdims=True, dtype=np.float32)
     unit_NP /= np.maximum(np.linalg.norm(unit_NP, axis=1, keepdims=True), 1e-6)
-    for one, two in sorted(_candidates(_hashes(thumbnail_NP.reshape(-1, _SIDE, _SIDE)))):
+    candidates, passed_over = _candidates(_hashes(thumbnail_NP.reshape(-1, _SIDE, _SIDE)))
+    for one, two in sorted(candidates):
         if float(unit_NP[one] @ unit_NP[two]) >= ALIKE:
-            yield Repeat(names[numbers[one]], names[numbers[two]], "nearly")
+            found.append(Repeat(names[numbers[one]], names[numbers[two]], "nearly"))
+    return found, len(passed_over)
 
 
 def _hashes(thumbnail_NSS: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -117,17 +134,23 @@ def _hashes(thumbnail_NSS: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return hashed
 
 
-def _candidates(hash_NB: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
-    """The pairs (i < j) whose hashes differ in at most `_MOST_BITS` bits."""
-    packed = np.packbits(hash_NB, axis=1).view(np.uint16)
+def _candidates(hash_NB: npt.NDArray[np.bool_]) -> tuple[set[tuple[int, int]], set[int]]:
+    """The pairs (i < j) whose hashes differ in at most `_MOST_BITS` bits, and the images that have too many of them."""
+    packed_NW = np.packbits(hash_NB, axis=1).view(np.uint16)
+    whole_N = np.packbits(hash_NB, axis=1).view(np.uint64)[:, 0]
     found: set[tuple[int, int]] = set()
+    passed_over: set[int] = set()
     for band in range(_BANDS):
-        order = np.argsort(packed[:, band], kind="stable")
-        starts = np.flatnonzero(np.diff(packed[order, band].astype(np.int64), prepend=-1))
+        order = np.argsort(packed_NW[:, band], kind="stable")  # so that the numbers of a run rise
+        starts = np.flatnonzero(np.diff(packed_NW[order, band].astype(np.int64), prepend=-1))
         for run in np.split(order, starts[1:]):
-            if not 1 < len(run) <= _MOST_IN_BAND:
-                continue
-            differ = (hash_NB[run][:, None] != hash_NB[run][None]).sum(axis=2)
-            close = np.argwhere(np.triu(differ <= _MOST_BITS, k=1))
-            found |= {(int(min(run[i], run[j])), int(max(run[i], run[j]))) for i, j in close}
-    return found
+            for first in range(0, len(run) if len(run) > 1 else 0, _ROWS):
+                here = run[first : first + _ROWS]
+                near_RN = np.bitwise_count(whole_N[here, None] ^ whole_N[run]) <= _MOST_BITS
+                many_R = near_RN.sum(axis=1) > _MOST_ALIKE + 1  # each is near to itself
+                passed_over |= set(here[many_R].tolist())
+                near_RN[many_R] = False
+                row, column = np.nonzero(near_RN)
+                later = run[column] > here[row]
+                found |= set(zip(here[row[later]].tolist(), run[column[later]].tolist(), strict=True))
+    return found, passed_over

@@ -86,7 +86,7 @@ def main() -> None:
     for data in arguments.data or REFERENCE:
         config = DataConfig(path=root / data)
         task = load_task(config, cache_dir=cache_dir)
-        test = load_sealed_test(config, cache_dir=cache_dir)
+        test = load_sealed_test(config, cache_dir=cache_dir).part
         recipe = Recipe.model_validate(recipe_defaults(task.kind, embedded=False))
         numerics = probe(task, recipe, threads=1)
         for loss in arguments.loss or LOSSES:

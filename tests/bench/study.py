@@ -51,7 +51,7 @@ from tests.bench.fidelity import thinned
 from tests.bench.rows import append_row, read_rows
 from tests.bench.runs import FinishedSearch
 from tests.bench.study_plan import CONSTANT_GRID, LAST, PLANS, SEARCH_SOFTMAX, SHUFFLED, SOFTMAX, Plan, plan_of
-from trainers.data import load_sealed_test, load_task, sealed_class_sizes
+from trainers.data import load_sealed_test, load_task
 from trainers.evaluation import embeddings, reward_of
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
@@ -158,8 +158,9 @@ class Study:
             task = thinned(task, setup.classes, spare_validate=setup.spare_validate)
         self._task = task
         self._recipe = resolved_recipe(self._config, task)
-        self._sealed = load_sealed_test(self._config.data, cache_dir=cache_dir)
-        self._cluster_N = clusters_of(list(sealed_class_sizes(self._config.data)))[self._sealed.labels]
+        test = load_sealed_test(self._config.data, cache_dir=cache_dir)
+        self._sealed = test.part
+        self._cluster_N = clusters_of(test.names)[self._sealed.labels]
         rng = np.random.default_rng(0)
         self._weight_GB = draw_clusters(self._sealed.labels, self._cluster_N, plan.resamples, rng)
         self._digest = task.digest

@@ -559,7 +559,8 @@ def test_the_grids_are_margins_times_scales() -> None:
 @pytest.mark.parametrize(
     ("names", "clusters"),
     [
-        (["a__1", "a__2", "b__1"], [0, 0, 1]),
+        (["a__1", "a__2", "b__1", "c__1", "d__1", "e__1"], [0, 0, 1, 2, 3, 4]),
+        (["a__1", "a__2", "b__1", "c__1", "d__1"], [0, 1, 2, 3, 4]),
         (["a__1", "a__2"], [0, 1]),
         (["a__1", "plain", "b__1"], [0, 1, 2]),
         (["Ann_Lee", "Bo_Ek"], [0, 1]),

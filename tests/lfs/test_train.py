@@ -135,6 +135,25 @@ def test_embeddings_are_those_of_the_exported_network(
                 np.testing.assert_allclose(found[key][number], x_1D[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_few_damaged_images_are_not_embedded_and_many_are_refused(trained: tuple[Path, Result], here: Path) -> None:
+    folder, _ = trained
+    images = draw_images(here / "set") / "images"
+    for number in range(30):
+        shutil.copy(images / "shape01" / "0.png", images / "shape01" / f"more{number}.png")
+    (images / "shape03" / "2.png").write_bytes(b"no image")
+    done = lossearch("embed", folder, "set", "some.npz")
+    assert done.code == 0, done.err
+    assert "images that cannot be decoded and are left out: 1 (images/shape03/2.png)" in done.out
+    assert "written: some.npz (125 images)" in done.out
+    with np.load(here / "some.npz") as found:
+        assert len(found["embeddings"]) == len(found["flipped"]) == len(found["labels"]) == 125
+        assert "images/shape03/2.png" not in found["paths"]
+        assert [path.split("/")[1] for path in found["paths"]] == found["labels"].tolist()
+    (images / "shape03" / "3.png").write_bytes(b"no image")
+    refused(lossearch("embed", folder, "set", "none.npz"), "2 of 126 images", "shape03/2.png", "shape03/3.png")
+    assert not (here / "none.npz").exists()
+
+
 def test_a_finished_training_is_shown_again_not_repeated(trained: tuple[Path, Result]) -> None:
     folder, first = trained
     before = contents(folder)

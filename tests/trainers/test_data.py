@@ -46,7 +46,7 @@ def test_the_embedded_task_is_the_same_each_time_and_changes_with_its_seed(tmp_p
     assert first.kind == "drawing"
     assert first.describe()["width"] == 32
     assert not list(tmp_path.iterdir())
-    sealed = load_sealed_test(DataConfig(), cache_dir=tmp_path)
+    sealed = load_sealed_test(DataConfig(), cache_dir=tmp_path).part
     assert sealed.images.shape == first.choice.images.shape
     assert not (sealed.images == first.choice.images).all()
 
@@ -105,7 +105,7 @@ def test_a_comparison_takes_whole_classes_of_the_test_up_to_its_limit(tmp_path: 
     """Five test classes of 24 images."""
     folder, cache = write_set(tmp_path / "set", images_each=24), tmp_path / "cache"
     every, capped = DataConfig(path=folder), DataConfig(path=folder, max_test_images=100)
-    whole, kept = (load_sealed_test(config, cache_dir=cache) for config in (every, capped))
+    whole, kept = (load_sealed_test(config, cache_dir=cache).part for config in (every, capped))
     assert np.bincount(whole.labels).tolist() == [24] * 5
     assert np.bincount(kept.labels).tolist() == [24] * 4
     assert {image.tobytes() for image in kept.images} < {image.tobytes() for image in whole.images}
@@ -122,13 +122,13 @@ def test_the_seed_moves_the_halves_but_never_the_test_split(tmp_path: Path) -> N
     tasks = [load_task(config, cache_dir=tmp_path / "cache") for config in configs]
     assert (tasks[0].train.images == tasks[1].train.images).all()
     assert not (tasks[0].reward.images == tasks[1].reward.images).all()
-    sealed = [load_sealed_test(config, cache_dir=tmp_path / "cache") for config in configs]
+    sealed = [load_sealed_test(config, cache_dir=tmp_path / "cache").part for config in configs]
     assert (sealed[0].images == sealed[1].images).all()
 
 
 def test_test_images_are_sealed_until_they_are_asked_for(tmp_path: Path) -> None:
     config = DataConfig(path=write_set(tmp_path / "set"))
-    before = load_sealed_test(config, cache_dir=tmp_path / "cache")
+    before = load_sealed_test(config, cache_dir=tmp_path / "cache").part
     assert before.labels.tolist() == [label for label in range(5) for _ in range(4)]
     digest = load_task(config, cache_dir=tmp_path / "cache").digest
     (tmp_path / "set/images/class19/0.png").write_bytes(b"damaged")
@@ -264,10 +264,14 @@ def test_one_coloured_image_makes_the_task_and_its_test_colour(tmp_path: Path) -
     red = np.zeros((24, 20, 3), np.uint8)
     red[..., 0] = 150
     (folder / "images/class19/0.png").write_bytes(encoded(red))
-    assert load_sealed_test(config, cache_dir=tmp_path / "cache").images.shape[1] == grey.train.images.shape[1] == 1
+    assert (
+        load_sealed_test(config, cache_dir=tmp_path / "cache").part.images.shape[1] == grey.train.images.shape[1] == 1
+    )
     (folder / "images/class00/0.png").write_bytes(encoded(red))
     task = load_task(config, cache_dir=tmp_path / "cache")
-    assert task.train.images.shape[1] == load_sealed_test(config, cache_dir=tmp_path / "cache").images.shape[1] == 3
+    assert (
+        task.train.images.shape[1] == load_sealed_test(config, cache_dir=tmp_path / "cache").part.images.shape[1] == 3
+    )
     assert task.train.images[0].reshape(3, -1).max(axis=1).tolist() == [150, 0, 0]
     assert (task.train.images[1:] == grey.train.images[1:]).all()
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from tests.trainers.test_image_folder import SPLIT, split_csv, write_folder
 from trainers.formats.opening import open_images
-from trainers.repeats import Repeat, between_splits, repeats
+from trainers.repeats import Repeat, _candidates, between_splits, repeats
 
 RealData = Callable[[str], Path]
 
@@ -32,7 +32,7 @@ def contents() -> dict[str, bytes]:
 
 
 def test_different_pictures_are_no_repeats(contents: dict[str, bytes], tmp_path: Path) -> None:
-    assert repeats(open_images(write_folder(tmp_path, contents))) == ([], [])
+    assert repeats(open_images(write_folder(tmp_path, contents))) == ([], [], 0)
 
 
 def test_repeats_are_found_and_told_apart(contents: dict[str, bytes], tmp_path: Path) -> None:
@@ -47,8 +47,9 @@ def test_repeats_are_found_and_told_apart(contents: dict[str, bytes], tmp_path: 
         },
     )
     source = open_images(write_folder(tmp_path, contents | planted))
-    found, damaged = repeats(source)
+    found, damaged, passed_over = repeats(source)
     assert damaged == ["images/class11/torn.png"]
+    assert passed_over == 0
     copies = list(planted)
     assert [repeat for repeat in found if repeat.first == first] == [
         Repeat(first, copies[0], "bytes"),
@@ -64,12 +65,32 @@ def test_repeats_are_found_and_told_apart(contents: dict[str, bytes], tmp_path: 
     }
 
 
+def test_a_repeat_among_many_pictures_of_one_kind_is_found_and_blank_ones_are_counted() -> None:
+    """The first two bits of every byte are the same, as those of aligned faces nearly are: bands are long."""
+    rng = np.random.default_rng(0)
+    hash_NB = rng.random((3000, 64)) < 0.5
+    hash_NB[:, :48] = hash_NB[0, :48]
+    hash_NB[:, 40:48] = rng.random((3000, 8)) < 0.5
+    hash_NB[1700] = hash_NB[20]
+    hash_NB[1700, [41, 50, 63]] ^= True
+    found, passed_over = _candidates(hash_NB)
+    near = {(i, j) for i in range(100) for j in range(i + 1, 3000) if (hash_NB[i] != hash_NB[j]).sum() <= 3}
+    assert (20, 1700) in near
+    assert {pair for pair in found if pair[0] < 100} == near
+    assert not passed_over
+    blank_NB = np.concatenate([hash_NB, np.zeros((500, 64), dtype=bool)])
+    found, passed_over = _candidates(blank_NB)
+    assert (20, 1700) in found
+    assert passed_over == set(range(3000, 3500))
+
+
 def test_the_known_repeat_of_lfw_is_found(real_data: RealData) -> None:
     source = open_images(real_data("lfw112"))
     few = {name: source.files[name] for name in list(source.files)[::40]}
     chosen = few | {name: source.files[name] for name in ("Gabrielle_Rose", "Martha_Bowen")}
-    found, damaged = repeats(source.only(chosen))
+    found, damaged, passed_over = repeats(source.only(chosen))
     names = ("images/Gabrielle_Rose/Gabrielle_Rose_0001.jpg", "images/Martha_Bowen/Martha_Bowen_0002.jpg")
     assert names in {(repeat.first, repeat.second) for repeat in found}
     assert len(found) < 4
     assert damaged == []
+    assert passed_over == 0
