@@ -10,9 +10,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 search: $(VENV)/.run
 	$(BIN)/lossearch search
 
-# In their own order: xdist would leave the files of few tests, which are the longest, to the end and to one process.
 test: check browser
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=40
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --durations=40
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
