@@ -25,10 +25,9 @@ Floats = npt.NDArray[np.float64]
 WINNER = "winner"
 SCORES = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4", "eer", "rank1")
 FEWEST_FALSE_ACCEPTS = 30
-FEW_CLUSTERS = 20
-"""Over fewer units than this a bootstrap is remarked upon."""
-
 """With fewer impostor pairs accepted than these, a TAR@FAR hangs on a handful of pairs."""
+FEW_CLUSTERS = 20
+"""Over fewer identities or groups than these a bootstrap is remarked upon."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,6 @@ def headline_numbers(totals: pd.DataFrame, *, seconds: float) -> dict[str, str]:
 def _short(count: int) -> str:
     """Three digits and a unit; what rounds to a thousand has the next unit."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= 0.9995 * size and count >= 1000:
+        if count >= 0.9995 * size:
             return f"{count / size:.3g}{unit}"
     return str(count)

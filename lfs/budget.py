@@ -69,7 +69,7 @@ class Budgeted:
                 self._trials += 1
                 self._epochs += trial.epochs_of_its_own(self._asked)
             trials += asked
-            if len(asked) < at_once or self._budget.epochs is None:
+            if len(asked) < at_once:
                 break
         return trials
 

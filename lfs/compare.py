@@ -21,14 +21,14 @@ import numpy.typing as npt
 from lfs.checkpoints import Checkpoint, CheckpointStore
 from lfs.comparison import FOLDER, KEY, Comparison, clusters_of
 from lfs.entrants import Entrant
-from lfs.errors import data_refusals
+from lfs.errors import data_refusals, writing_to
 from lfs.journal import FILE_NAME, Event, Finished, Journal, JournalError, Opened, Resumed, Scored, Started, read_events
 from lfs.launch import OnEvent, Plan, executor_of, held_journal, started, workspace_of
 from lfs.runner import default_device
 from lfs.search import Past, replay, search
 from lfs.sources import versions
 from trainers.checkpoint import network_only
-from trainers.data import load_sealed_test, unused_test_images
+from trainers.data import load_sealed_test
 from trainers.evaluation import embeddings
 from trainers.outcome import Outcome
 from trainers.pair_scores import PairScores
@@ -122,7 +122,7 @@ class _Test:
         sealed = test.part
         cluster_N = clusters_of(test.names)[sealed.labels]
         if not any(isinstance(event, Opened) for event in self._journal):
-            self._record(_opened(sealed, cluster_N, run_dir, unused_test_images(config)), on_event)
+            self._record(_opened(sealed, cluster_N, run_dir, test.unused_images), on_event)
         # the run's search names the resamples, so that they are known before the test is opened
         rng = np.random.default_rng([int(self._plan.search_id, 16), self._plan.number])
         weight_GB = draw_clusters(sealed.labels, cluster_N, self._plan.options.resamples, rng)
@@ -193,14 +193,15 @@ def _curves_of(number: int) -> str:
 
 
 def _write(path: Path, arrays: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
-    """Write arrays so that the file is whole or absent."""
-    path.parent.mkdir(exist_ok=True)
+    """Write arrays so that the file is whole or absent. Raises `UnwritableError`."""
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    with writing_to(path.parent.parent):
+        path.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
 
 
 def _opened(sealed: LabelledImages, cluster_N: npt.NDArray[np.int64], run_dir: Path, unused_images: int) -> Opened:

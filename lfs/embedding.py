@@ -54,10 +54,9 @@ def embed_set(
         found, damaged = _embedded(network, description, source, names)
     except (DataError, ExportError, NetworkError) as error:
         raise UserError(str(error)) from None
-    label_of = {name: class_name for class_name in classes for name in source.files[class_name]}
     kept = [name for name in names if name not in damaged]
     columns = {column: np.array([text_of[name] for name in kept]) for column, text_of in source.columns.items()}
-    labels = np.array([label_of[name] for name in kept])
+    labels = np.array([name.split("/")[1] for name in kept])
     _write(output, {**found, **columns, "labels": labels, "paths": np.array(kept)})
     return len(kept), list(damaged)
 

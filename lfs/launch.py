@@ -312,8 +312,7 @@ def executor_of(planned: Plan) -> Iterator[tuple[Executor, Numerics]]:
         with _ray_executor(planned, known) as on_ray:
             yield on_ray
         return
-    if known is not None:
-        _refuse_graph_without_gpu(known.execution, gpu=default_device() == "cuda")
+    _refuse_graph_without_gpu((known or planned.config.numerics).execution, gpu=default_device() == "cuda")
     numerics = known or _probe_here(planned, workers=1)
     runner = TrainingRunner(planned.task, planned.recipe, numerics)
     yield SerialExecutor(runner, lockstep=numerics.lockstep), numerics

@@ -168,7 +168,7 @@ class _Loop:
         self._in_flight: set[int] = set()
         self._new: tuple[Trial, ...] = ()
         self._recent_errors: deque[str | None] = deque(maxlen=IDENTICAL_FAILURES)
-        self._last_checkpoint: tuple[int, Checkpoint | None] = (-1, None)
+        self._last_checkpoint: tuple[int, Checkpoint] | None = None
 
     def record(self, event: Event) -> None:
         self._journal.append(event)
@@ -268,9 +268,8 @@ class _Loop:
     def _checkpoint_of(self, number: int) -> Checkpoint:
         """A trial's checkpoint, rebuilt by running its lineage again where it is missing."""
         number = self._verdicts.holder(number)
-        last, stored = self._last_checkpoint
-        if last == number and stored is not None:
-            return stored  # a round continues one trial many times
+        if self._last_checkpoint is not None and self._last_checkpoint[0] == number:
+            return self._last_checkpoint[1]  # a round continues one trial many times
         stored = self._checkpoints.load(number)
         if stored is not None:
             self._last_checkpoint = number, stored

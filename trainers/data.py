@@ -80,10 +80,13 @@ def sealed_class_sizes(config: DataConfig) -> Mapping[str, int]:
     if config.path is None:
         style = GlyphStyle()
         return {f"glyph{index:03d}": style.held_out_images_each for index in range(style.held_out_identities)}
-    sizes = _test_split(config.path)
-    kept = _capped(list(sizes), sizes, config.max_test_images, salt="test")
-    capped = f" within max_test_images={config.max_test_images}" if len(kept) < len(sizes) else ""
-    _refuse_without_pairs(found := {name: sizes[name] for name in kept}, config.path, capped)
+    return _sealed_sizes(open_images(config.path), config.max_test_images)
+
+
+def _sealed_sizes(source: ImageSource, images: int) -> dict[str, int]:
+    sizes = {name: len(source.files[name]) for name in source.classes("test")}
+    found = {name: sizes[name] for name in _capped(list(sizes), sizes, images, salt="test")}
+    _refuse_without_pairs(found, source.path, f" within max_test_images={images}" if len(found) < len(sizes) else "")
     return found
 
 
@@ -92,25 +95,14 @@ def _refuse_without_pairs(sizes: Mapping[str, int], path: Path, among: str) -> N
         raise DataError(f"the test split of {path} needs two classes or more{among}, one of them with two images")
 
 
-def unused_test_images(config: DataConfig) -> int:
-    """How many images of the test split `max_test_images` leaves out. Raises `DataError` as `sealed_class_sizes`."""
-    if config.path is None:
-        return 0
-    return sum(_test_split(config.path).values()) - sum(sealed_class_sizes(config).values())
-
-
-def _test_split(path: Path) -> dict[str, int]:
-    """The images of each class."""
-    source = open_images(path)
-    return {name: len(source.files[name]) for name in source.classes("test")}
-
-
 @dataclass(frozen=True, slots=True)
 class SealedTest:
-    """The test images, and the names of the classes that their labels count."""
+    """The test images, the names of the classes that their labels count, and how many images of the split
+    `max_test_images` leaves out."""
 
     part: LabelledImages
     names: Sequence[str]
+    unused_images: int = 0
 
 
 def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> SealedTest:
@@ -119,13 +111,14 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> SealedTest:
 
     Raises `DataError` when there is no test split that gives pairs.
     """
-    classes = list(sealed_class_sizes(config))
     if config.path is None:
         size = config.image_size or presets.image_size("drawing")
-        return SealedTest(glyphs("test", seed=config.seed, image_size=size), classes)
+        return SealedTest(glyphs("test", seed=config.seed, image_size=size), list(sealed_class_sizes(config)))
+    source = open_images(config.path)
+    sizes = _sealed_sizes(source, config.max_test_images)
+    classes = list(sizes)
     _, channels, image_size, _ = _decode_task(config, config.path, cache_dir).file.images().shape
     colour: Colour = "grey" if channels == 1 else "rgb"
-    source = open_images(config.path)
     test = decode(
         source,
         source.names(classes),
@@ -138,7 +131,7 @@ def load_sealed_test(config: DataConfig, *, cache_dir: Path) -> SealedTest:
     names = [name for name in classes if name in left.files]
     _refuse_without_pairs({name: len(left.files[name]) for name in names}, config.path, ", without damaged images")
     part = _labelled(test.file, _labels(left, names), mapped=_exceeds_memory_share(test.file, config))
-    return SealedTest(part, names)
+    return SealedTest(part, names, len(source.names(source.classes("test"))) - sum(sizes.values()))
 
 
 def decode_sealed_test(config: DataConfig, *, cache_dir: Path) -> None:

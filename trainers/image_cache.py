@@ -71,8 +71,8 @@ def decode(
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(cache_dir / f"{digest}.lock"):
                 if not target.exists():
-                    decode_one = partial(_decoded_or_error, unreadable, image_size=image_size, colour=colour)
-                    _build(source, names, target, decode_one, image_size=image_size, on_decoded=on_decoded)
+                    decode_one = partial(_decoded_or_error, unreadable, image_size, colour)
+                    _build(source, names, target, image_size, decode_one, on_decoded)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -101,9 +101,8 @@ def _build(
     source: ImageSource,
     names: Sequence[str],
     target: Path,
-    decode_one: Callable[[Reader, str], UInt8Array | DataError],
-    *,
     image_size: int,
+    decode_one: Callable[[Reader, str], UInt8Array | DataError],
     on_decoded: OnDecoded,
 ) -> None:
     """Decode the named images into the folder `target`, or go on with what is there of it.
@@ -126,7 +125,7 @@ def _build(
 
 
 def _decoded_or_error(
-    unreadable: Container[str], read: Reader, name: str, *, image_size: int, colour: Colour
+    unreadable: Container[str], image_size: int, colour: Colour, read: Reader, name: str
 ) -> UInt8Array | DataError:
     """Raises `DataError` where the disk or the network fails for an image that could be read a moment ago: the cache
     would keep it as damaged for ever."""

@@ -285,12 +285,12 @@ def _room(device: torch.device) -> float:
 
 
 class _Batches:
-    """The training images in the order and with the changes that (seed, epoch) give, on the device; those that would
-    fill it are sent there batch by batch."""
+    """The training images in the order and with the changes that (seed, epoch) give, held on the device; those that
+    would fill it are held on the CPU and sent there batch by batch."""
 
     def __init__(self, data: LabelledImages, recipe: Recipe, seed: int, device: torch.device) -> None:
         home = torch.device("cpu") if data.images.nbytes > _room(device) else device
-        self._images, self._labels = on_device(data.images, home), on_device(data.labels, device)
+        self._images, self._labels = on_device(data.images, home), on_device(data.labels, home)
         self._label_N, self._class_counts = on_device(data.labels, torch.device("cpu")), data.class_counts()
         self._recipe, self.seed, self.device = recipe, seed, device
         self.steps = epoch_steps(recipe, self._class_counts)
@@ -299,6 +299,6 @@ class _Batches:
         """Float images and labels of each batch; what does not fill a batch is left out."""
         generator = random_stream(self.seed, BATCHES, epoch)
         batches = epoch_batches(self._label_N, self._recipe, self._class_counts, generator)
-        for at_home, index in zip(batches.to(self._images.device), batches.to(self.device), strict=True):
-            images_NKHW = as_float(self._images.index_select(0, at_home).to(self.device))
-            yield augment(images_NKHW, self._recipe.augmentation, generator), self._labels[index]
+        for index in batches.to(self._images.device):
+            images_NKHW = as_float(self._images.index_select(0, index).to(self.device))
+            yield augment(images_NKHW, self._recipe.augmentation, generator), self._labels[index].to(self.device)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trainers import image_cache, presets
-from trainers.data import DataConfig, load_sealed_test, load_task, sealed_class_sizes, unused_test_images
+from trainers.data import DataConfig, load_sealed_test, load_task, sealed_class_sizes
 from trainers.formats.opening import open_images
 from trainers.image_file import UInt8Array
 from trainers.image_source import DataError
@@ -105,11 +105,12 @@ def test_a_comparison_takes_whole_classes_of_the_test_up_to_its_limit(tmp_path: 
     """Five test classes of 24 images."""
     folder, cache = write_set(tmp_path / "set", images_each=24), tmp_path / "cache"
     every, capped = DataConfig(path=folder), DataConfig(path=folder, max_test_images=100)
-    whole, kept = (load_sealed_test(config, cache_dir=cache).part for config in (every, capped))
+    tests = [load_sealed_test(config, cache_dir=cache) for config in (every, capped)]
+    whole, kept = (test.part for test in tests)
     assert np.bincount(whole.labels).tolist() == [24] * 5
     assert np.bincount(kept.labels).tolist() == [24] * 4
     assert {image.tobytes() for image in kept.images} < {image.tobytes() for image in whole.images}
-    assert (unused_test_images(every), unused_test_images(capped)) == (0, 24)
+    assert [test.unused_images for test in tests] == [0, 24]
     assert set(sealed_class_sizes(capped)) < set(sealed_class_sizes(every))
     large = DataConfig(path=write_set(tmp_path / "large", images_each=101), max_test_images=100)
     with pytest.raises(DataError, match="two classes or more within max_test_images=100, one of them"):
