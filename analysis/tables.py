@@ -1,6 +1,5 @@
 """What a journal says, as pandas tables. The events are the only input; any journal will do, an empty one too."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ import pandas as pd
 
 from analysis.ledger import Ledger
 from analysis.losses import describe, describe_recipe, parameters
-from lfs.journal import Event
+from lfs.journal import Event, without_numbers
 from lfs.trial import Trial
 from lfs.trial import finals_of as scores_in_finals
 
@@ -220,7 +219,7 @@ def failures_of(ledger: Ledger) -> pd.DataFrame:
 def _cause(message: str) -> str:
     lines = message.strip().splitlines()
     first = lines[0] if lines else "no message"
-    return re.sub(r"\d+(\.\d+)?([eE][-+]?\d+)?", "#", first)[:120]
+    return without_numbers(first)[:120]
 
 
 def _first_numbers(numbers: "pd.Series[int]") -> str:

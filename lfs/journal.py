@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -293,6 +294,11 @@ class Journal:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def without_numbers(message: str) -> str:
+    """What failures of one kind have in common: their text, with # for each number, address and process."""
+    return re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", message)
 
 
 def comparable(event: Event) -> dict[str, Any]:

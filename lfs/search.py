@@ -1,6 +1,5 @@
 """The search loop: ask, run, tell, and write it all down. Resume is replay of the same loop's journal."""
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from lfs.journal import (
     Retried,
     Started,
     Told,
+    without_numbers,
 )
 from lfs.preflight import Preflight, Verdicts, spoiled
 from lfs.sources import versions
@@ -30,9 +30,6 @@ from trainers.outcome import Outcome
 
 IDENTICAL_FAILURES = 5
 """So many failures with one and the same error in a row stop the search: one broken node must not complete it."""
-
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
-"""Of processes, bytes and batches: errors that differ in these alone are one and the same."""
 
 Choose = Callable[[Mapping[int, Trial], Mapping[int, Outcome]], int | None]
 """Picks the winner's number among the trials and their outcomes."""
@@ -335,7 +332,7 @@ class _Loop:
 
     def _stop_if_all_fail_alike(self, error: str | None) -> None:
         self._recent_errors.append(error)
-        alike = {error and _NUMBER.sub("#", error) for error in self._recent_errors}
+        alike = {error and without_numbers(error) for error in self._recent_errors}
         if len(self._recent_errors) == IDENTICAL_FAILURES and error and len(alike) == 1:
             raise SearchStoppedError(f"{IDENTICAL_FAILURES} trials in a row failed alike: {error}")
 
